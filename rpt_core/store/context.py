@@ -1,0 +1,181 @@
+"""What a stage's ``run(config, context)`` works with: its inputs, its output shards and files, its parts and its events."""
+
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from rpt_core.store.errors import UserError
+from rpt_core.store.events import Events, Listener
+from rpt_core.store.files import fsync_path, read_json, sha256_file, write_json
+from rpt_core.store.models import ModelRef
+from rpt_core.store.tables import READ_ONLY, Manifest, ShardWriter, Table, describe_shard, writing_shard
+from rpt_core.store.workspace import Workspace
+
+
+class Context:
+    """One attempt at one version. Shards and files that are already there were finished by an earlier attempt."""
+
+    def __init__(self, workspace: Workspace, manifest: Manifest, tables: dict[str, list[Table]], models: dict[str, ModelRef],
+                 listeners: tuple[Listener, ...] = ()):
+        self.workspace = workspace
+        self.manifest = manifest
+        self.folder = workspace.version_folder(manifest.slot, manifest.version)
+        self.committed = False
+        self._tables, self._models = tables, models
+        self._begun = time.monotonic()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        part = self.last_part()
+        self.events = Events(self.folder / "events.jsonl", listeners, covered=part["events"] if part else None)
+
+    # --- inputs ---------------------------------------------------------------------------------------------------
+
+    def table(self, role: str) -> Table:
+        """The one table of a role."""
+        found = self.tables(role)
+        if not found:
+            raise UserError(f"{self.manifest.stage} was given no {role}.")
+        return found[0]
+
+    def tables(self, role: str) -> list[Table]:
+        """Every table of a role; empty where an optional input is missing."""
+        return self._tables.get(role, [])
+
+    def models(self, role: str) -> list[ModelRef]:
+        """Every checkpoint of a role's ``checkpoints`` tables, in table order, steps ascending within a run."""
+        if role in self._models:
+            return [self._models[role]]
+        found = []
+        for table in self.tables(role):
+            for row in sorted(table.read().to_pylist(), key=lambda row: row["step"]):
+                uri = Path(row["uri"])
+                path = uri if uri.is_absolute() else self.workspace.path / uri
+                found.append(ModelRef(path, row["checkpoint_id"], row["kind"], row["run"], row["step"], row["flops"], row["parent_id"], row["seed"]))
+        return found
+
+    def model(self, role: str = "checkpoint") -> ModelRef:
+        """The last checkpoint of a role, or the external model that replaces it."""
+        found = self.models(role)
+        if not found:
+            raise UserError(f"{self.manifest.stage} was given no model: run the stage that trains one, or set {self.manifest.stage}.model.")
+        return found[-1]
+
+    # --- output shards --------------------------------------------------------------------------------------------
+
+    def shard_path(self, table: str, index: int) -> Path:
+        return self.folder / "tables" / table / f"{index:05d}.parquet"
+
+    def has_shard(self, table: str, index: int) -> bool:
+        """An earlier attempt finished it."""
+        return self.shard_path(table, index).exists()
+
+    def shard(self, table: str, index: int = 0) -> AbstractContextManager[ShardWriter]:
+        """Stream one shard: ``with context.shard("tokens", 3) as out: out.write(batch)``."""
+        return writing_shard(table, self.shard_path(table, index))
+
+    def write(self, table: str, rows: pa.Table | Sequence[dict[str, Any]], index: int = 0) -> None:
+        """Write one whole shard."""
+        with self.shard(table, index) as out:
+            out.write(rows)
+
+    # --- output files ---------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def new_folder(self, name: str) -> Iterator[Path]:
+        """Fill a folder under ``files/`` that appears whole or not at all, e.g. a checkpoint."""
+        final = self.folder / "files" / name
+        temporary = final.with_name(f".{final.name}.tmp")
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        try:
+            yield temporary
+            for path in sorted(temporary.rglob("*")):
+                fsync_path(path)
+            fsync_path(temporary)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        if final.exists():
+            shutil.rmtree(final)
+        temporary.rename(final)
+        fsync_path(final.parent)
+
+    def file_path(self, name: str) -> Path:
+        """Path of a file or folder under ``files/``."""
+        path = self.folder / "files" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def uri(self, name: str) -> str:
+        """``files/name`` relative to the workspace, as stored in ``checkpoints.uri``."""
+        return str((self.folder / "files" / name).relative_to(self.workspace.path))
+
+    @property
+    def state(self) -> Path:
+        """Working state that a resume needs and a commit removes."""
+        path = self.folder / "state"
+        path.mkdir(exist_ok=True)
+        return path
+
+    # --- parts ----------------------------------------------------------------------------------------------------
+
+    def last_part(self) -> dict[str, Any] | None:
+        """The last closed part: {index, events, shards, files, state}, or None."""
+        parts = sorted((self.folder / "parts").glob("*.json"))
+        return read_json(parts[-1]) if parts else None
+
+    def close_part(self, state: dict[str, Any] | None = None) -> None:
+        """Vouch for every shard and file finished so far and every event said so far; ``state`` is JSON a resume starts from."""
+        last = self.last_part()
+        index = last["index"] + 1 if last else 1
+        self.events.sync()
+        write_json(self.folder / "parts" / f"{index:05d}.json",
+                   {"index": index, "events": self.events.seq, "shards": self._shard_files(), "files": self._output_files(), "state": state or {}})
+
+    def resume(self) -> dict[str, Any] | None:
+        """State of the last closed part, or None at a fresh start. Removes shards and files no closed part vouches for."""
+        part = self.last_part()
+        known = set(part["shards"] + part["files"]) if part else set()
+        for name in [*self._shard_files(), *self._output_files()]:
+            if name not in known:
+                (self.folder / name).unlink()
+        return part["state"] if part else None
+
+    def _shard_files(self) -> list[str]:
+        return sorted(str(p.relative_to(self.folder)) for p in (self.folder / "tables").glob("*/*.parquet") if not p.name.startswith("."))
+
+    def _output_files(self) -> list[str]:
+        return sorted(str(p.relative_to(self.folder)) for p in (self.folder / "files").rglob("*") if p.is_file())
+
+    # --- commit ---------------------------------------------------------------------------------------------------
+
+    def commit(self, counts: dict[str, Any] | None = None, tables: Sequence[str] = ()) -> Manifest:
+        """Check and describe every shard and file, then write the manifest: from here on the version exists.
+        ``tables`` names tables that exist even when they hold no shard. ``counts`` are the stage's own statistics (JSON)."""
+        manifest = self.manifest
+        shards = {name: [] for name in tables}
+        for name in self._shard_files():
+            path = self.folder / name
+            shards.setdefault(path.parent.name, []).append(describe_shard(path.parent.name, self.folder, path))
+        manifest.tables = {name: list(found) for name, found in sorted(shards.items())}
+        for name in self._output_files():
+            path = self.folder / name
+            path.chmod(READ_ONLY)
+            manifest.files[name] = {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+        manifest.counts = counts or {}
+        manifest.created = datetime.now(UTC).isoformat(timespec="microseconds")
+        manifest.seconds = round(time.monotonic() - self._begun, 3)
+        manifest.attempts = self.events.attempt
+        self.events.sync()
+        write_json(self.folder / "manifest.json", manifest.to_json(), READ_ONLY)
+        self.committed = True
+        shutil.rmtree(self.folder / "state", ignore_errors=True)
+        return manifest
+
+    def close(self) -> None:
+        self.events.close()

@@ -1,0 +1,167 @@
+"""Committed tables: immutable Parquet shards named by a manifest, written atomically and checked before they count."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.dataset
+import pyarrow.parquet as pq
+
+from rpt_core.store.errors import Corrupt, UserError
+from rpt_core.store.files import digest_json, replacing, sha256_file
+from rpt_core.store.schemas import TABLES
+
+READ_ONLY = 0o444
+
+
+@dataclass(frozen=True)
+class Shard:
+    file: str  # relative to the version's folder
+    rows: int
+    bytes: int
+    sha256: str
+    content: str  # digest of what the shard says, volatile columns left out
+
+
+@dataclass(frozen=True)
+class Table:
+    """One table of one committed version; what a stage reads."""
+
+    name: str
+    slot: str
+    version: str
+    folder: Path  # the version's folder
+    shards: tuple[Shard, ...]
+
+    @property
+    def digest(self) -> str:
+        return table_digest(self.name, self.shards)
+
+    @property
+    def rows(self) -> int:
+        return sum(shard.rows for shard in self.shards)
+
+    @property
+    def bytes(self) -> int:
+        return sum(shard.bytes for shard in self.shards)
+
+    @property
+    def paths(self) -> list[Path]:
+        return [self.folder / shard.file for shard in self.shards]
+
+    def dataset(self) -> pa.dataset.Dataset:
+        return pa.dataset.dataset([str(path) for path in self.paths], schema=TABLES[self.name].arrow, format="parquet")
+
+    def read(self, columns: Sequence[str] | None = None, where: pa.dataset.Expression | None = None) -> pa.Table:
+        """The whole table, in shard order. ``where`` is a pyarrow.dataset filter expression."""
+        return self.dataset().to_table(columns=list(columns) if columns else None, filter=where)
+
+    def batches(self, columns: Sequence[str] | None = None, rows: int = 8192,
+                where: pa.dataset.Expression | None = None) -> Iterator[pa.RecordBatch]:
+        """Stream the table in shard order with bounded memory."""
+        for path in self.paths:
+            part = pa.dataset.dataset([str(path)], schema=TABLES[self.name].arrow, format="parquet")
+            yield from part.to_batches(columns=list(columns) if columns else None, filter=where, batch_size=rows,
+                                       batch_readahead=1, fragment_readahead=1)
+
+
+def table_digest(name: str, shards: Sequence[Shard]) -> str:
+    return digest_json([name, [shard.content for shard in shards]])
+
+
+def conform(name: str, data: pa.Table | Sequence[dict[str, Any]]) -> pa.Table:
+    """``data`` in exactly the columns and types of the table's schema, or UserError naming the column that does not fit."""
+    schema = TABLES[name].arrow
+    if not isinstance(data, pa.Table):
+        return pa.Table.from_pylist(list(data), schema=schema)
+    wrong = set(data.column_names) ^ set(schema.names)
+    if wrong:
+        raise UserError(f"table {name} has other columns than its schema: {', '.join(sorted(wrong))}")
+    return data.select(schema.names).cast(schema)
+
+
+class ShardWriter:
+    """Streams rows into one shard; use through ``Context.shard``."""
+
+    def __init__(self, table: str, path: Path):
+        self.table = table
+        self.rows = 0
+        self._writer = pq.ParquetWriter(path, TABLES[table].arrow, version="2.6", data_page_version="2.0", compression="zstd")
+
+    def write(self, data: pa.Table | Sequence[dict[str, Any]]) -> None:
+        part = conform(self.table, data)
+        if part.num_rows:
+            self._writer.write_table(part)
+            self.rows += part.num_rows
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+@contextmanager
+def writing_shard(table: str, path: Path) -> Iterator[ShardWriter]:
+    """Write one shard under a temporary name; it appears under ``path``, checked, durable and read-only, or not at all."""
+    with replacing(path, READ_ONLY) as temporary:
+        writer = ShardWriter(table, temporary)
+        try:
+            yield writer
+        finally:
+            writer.close()
+        footer = pq.read_metadata(temporary)
+        if footer.num_rows != writer.rows:
+            raise Corrupt(f"{path.name}: the footer says {footer.num_rows} rows, {writer.rows} were written")
+
+
+def describe_shard(table: str, folder: Path, path: Path) -> Shard:
+    """Rows, bytes and digests of a finished shard."""
+    digest = sha256_file(path)
+    content = digest
+    if TABLES[table].volatile:
+        stable = pq.read_table(path).drop_columns(list(TABLES[table].volatile))
+        content = digest_json([stable.schema.to_string(), stable.to_pylist()])
+    return Shard(str(path.relative_to(folder)), pq.read_metadata(path).num_rows, path.stat().st_size, digest, content)
+
+
+@dataclass
+class Manifest:
+    """What makes a version exist: tables with their shards, files, inputs, configuration, counts."""
+
+    stage: str
+    slot: str
+    identity: str
+    version: str
+    revision: int
+    config: dict[str, Any]
+    runtime: dict[str, Any]
+    inputs: dict[str, list[dict[str, Any]]]
+    tables: dict[str, list[Shard]] = field(default_factory=dict)
+    files: dict[str, dict[str, Any]] = field(default_factory=dict)
+    counts: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    run_ids: dict[str, str] = field(default_factory=dict)
+    created: str = ""
+    seconds: float = 0.0
+    attempts: int = 1
+
+    def to_json(self) -> dict[str, Any]:
+        value = dict(self.__dict__)
+        value["tables"] = {
+            name: {"digest": table_digest(name, shards), "rows": sum(s.rows for s in shards), "bytes": sum(s.bytes for s in shards),
+                   "schema": {c.name: str(c.type) for c in TABLES[name].columns}, "shards": [s.__dict__ for s in shards]}
+            for name, shards in self.tables.items()
+        }
+        return value
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "Manifest":
+        tables = {name: [Shard(**shard) for shard in table["shards"]] for name, table in value["tables"].items()}
+        return cls(**{**value, "tables": tables})
+
+
+def hash_bytes(data: bytes, digits: int = 16) -> str:
+    """First hex digits of sha256; used for doc_id and position_id."""
+    return hashlib.sha256(data).hexdigest()[:digits]
