@@ -50,7 +50,7 @@ class DocumentTokens:
     def __getitem__(self, doc_id: str) -> _TokenisedDocument:
         if doc_id not in self._known:
             if doc_id not in self._texts:
-                raise UserError(f"the positions name document {doc_id}, which the documents table does not hold; run select on these documents.")
+                raise UserError(f"the positions name document {doc_id}, which the documents do not hold; run select on these documents.")
             text = self._texts[doc_id].as_py()
             ids, starts, _ = byte_spans(self._tokenizer, text)
             data = text.encode()
