@@ -35,6 +35,7 @@ class Frame:
     no_thought_tail_ids: tuple[int, ...]
     no_thought_prefill: str
     bos_ids: tuple[int, ...]
+    box_ids: tuple[int, ...]  # closes a thought and opens the box
 
     def prompt(self, prefix_ids: Sequence[int]) -> list[int]:
         """Token ids of the prompt that asks for reasoning; the thought is open at its end."""
@@ -81,9 +82,9 @@ class Template:
         else:
             prefill = self.prefill
         closing = "\n" + END_OF_THOUGHT + "\n\n" if prefill.endswith("\n") else END_OF_THOUGHT
-        without = prefill + closing + BOX
-        return Frame(tuple(head_ids), tuple(encode_markup(tokenizer, tail + prefill)), prefill,
-                     tuple(encode_markup(tokenizer, tail + without)), without, tuple(bos))
+        box_ids = encode_markup(tokenizer, closing + BOX)
+        tail_ids = encode_markup(tokenizer, tail + prefill)
+        return Frame(tuple(head_ids), tuple(tail_ids), prefill, (*tail_ids, *box_ids), prefill + closing + BOX, tuple(bos), tuple(box_ids))
 
 
 def template_names() -> list[str]:
