@@ -1,0 +1,87 @@
+"""A group behind one copy of its prompt must give the numbers of separate sequences, in values and gradients."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+
+from rpt_core.training.flops import causal_pairs
+from rpt_core.training.group_batches import make_rows, micro_batches, pad_rows, response_logprobs
+
+SHAPE = {"vocab_size": 40, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+         "num_key_value_heads": 2, "max_position_embeddings": 128}
+
+
+def micro_model(kind="qwen2"):
+    torch.manual_seed(0)
+    if kind == "llama":
+        return LlamaForCausalLM(LlamaConfig(**SHAPE, tie_word_embeddings=False, attn_implementation="sdpa")).double()
+    return Qwen2ForCausalLM(Qwen2Config(**SHAPE, tie_word_embeddings=True, attn_implementation="sdpa")).double()
+
+
+def work(seed, groups, size):
+    generator = torch.Generator().manual_seed(seed)
+    draw = lambda low, high: int(torch.randint(low, high, (1,), generator=generator))  # noqa: E731
+    prompts = [[draw(0, 40) for _ in range(draw(1, 9))] for _ in range(groups)]
+    responses = [[draw(0, 40) for _ in range(draw(0, 7))] for _ in range(groups * size)]
+    return prompts, responses, [number // size for number in range(groups * size)]
+
+
+def plain_logprobs(model, prompt, response, temperature):
+    """One whole sequence, full logits, no chunks, no padding."""
+    logits = model(input_ids=torch.tensor([[*prompt, *response]]), use_cache=False).logits[0] / temperature
+    rows = torch.log_softmax(logits[len(prompt) - 1 : -1], dim=-1)
+    return rows.gather(1, torch.tensor(response)[:, None]).squeeze(1)
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "llama"])
+@pytest.mark.parametrize("row_tokens", [0, 12, 1000])
+def test_shared_prompts_give_the_log_probabilities_and_gradients_of_separate_sequences(kind, row_tokens):
+    model = micro_model(kind)
+    prompts, responses, group_of = work(7, 3, 4)
+    weights = torch.linspace(-1, 1, len(responses), dtype=torch.float64)
+    expected = {k: plain_logprobs(model, prompts[group_of[k]], responses[k], 0.8) for k in range(len(responses)) if responses[k]}
+    sum(weights[k] * values.sum() for k, values in expected.items()).backward()
+    gradients = [p.grad.clone() for p in model.parameters()]
+    model.zero_grad()
+    seen = set()
+    for rows in micro_batches(make_rows(prompts, responses, group_of, row_tokens), 64):
+        batch = pad_rows(rows)
+        logprobs, mask, _ = response_logprobs(model, batch, 0.8)
+        for row, member in enumerate(batch.members):
+            seen.add(member)
+            torch.testing.assert_close(logprobs[row][mask[row]], expected[member], rtol=1e-9, atol=1e-9)
+        (weights[batch.members] * logprobs.sum(dim=1)).sum().backward()
+    assert seen == set(expected)
+    for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+        # transformers normalises in float32 even in a float64 model: sums in another order differ there
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-5, atol=2e-6)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 1000), st.integers(1, 4), st.integers(2, 5), st.integers(0, 30), st.integers(1, 100))
+def test_every_response_is_in_exactly_one_row_and_micro_batches_respect_their_bound(seed, groups, size, row_tokens, bound):
+    prompts, responses, group_of = work(seed, groups, size)
+    rows = make_rows(prompts, responses, group_of, row_tokens)
+    batches = list(micro_batches(rows, bound))
+    members = [member for batch in batches for row in batch for member in row.members]
+    assert sorted(members) == [k for k, response in enumerate(responses) if response]
+    for row in rows:
+        assert [responses[m] for m in row.members] == list(row.responses)
+        assert all(prompts[group_of[m]] == row.prompt for m in row.members)
+        assert len(row.responses) == 1 or row.length <= row_tokens
+    for batch in batches:
+        assert len(batch) == 1 or len(batch) * max(row.length for row in batch) <= bound
+
+
+def test_a_row_counts_its_prompt_once():
+    (row,) = make_rows([[1, 2, 3]], [[4, 5, 6], [7, 8]], [0, 0], 100)
+    assert row.length == 3 + 2 + 1
+    assert row.attention_pairs == causal_pairs(3) + (2 * 3 + 3) + (1 * 3 + 1)
+
+
+def test_rows_of_one_response_need_no_mask():
+    batch = pad_rows(make_rows([[1, 2, 3]], [[4, 5, 6], [7, 8]], [0, 0], 0))
+    assert batch.mask is None
+    assert batch.input_ids.shape == (2, 5)
