@@ -21,6 +21,8 @@ from rpt_core.store.workspace import Workspace
 
 PACKAGES = ("rpt", "torch", "transformers", "tokenizers", "numpy", "pyarrow", "duckdb", "polars", "vllm", "prefect", "mlflow", "datasets")
 
+NONE = "none"  # an input given as this is left out, whatever is current
+
 
 @dataclass(frozen=True)
 class Read:
@@ -88,7 +90,8 @@ class Resolved:
 
 def resolve(stage: Stage, config: StageConfig, workspace: Workspace, inputs: Mapping[str, str] | None = None) -> Resolved:
     """Find what a stage reads. ``inputs`` maps a role to ``slot@version`` (several separated by commas where the role takes
-    many); a blank or missing one means the current version. Raises UserError naming the role that cannot be found."""
+    many); a blank or missing one means the current version, ``none`` means none at all (an optional role left out on purpose).
+    Raises UserError naming the role that cannot be found."""
     inputs = dict(inputs or {})
     reads = stage.inputs(config)
     roles = {read.role for read in reads}
@@ -106,8 +109,10 @@ def resolve(stage: Stage, config: StageConfig, workspace: Workspace, inputs: Map
             continue
         found = _find(read, workspace, inputs.get(read.role, ""))
         if not found and not read.optional:
-            raise UserError(f"{stage.name} needs {read.table} from {' or '.join(read.slots)}, and no version of it is current; run that stage first"
-                            + (", or set a model." if read.role == "checkpoint" else "."))
+            if inputs.get(read.role) == NONE:
+                raise UserError(f"{stage.name} needs {read.table} from {' or '.join(read.slots)}; its input {read.role} cannot be none.")
+            raise UserError(f"{stage.name} needs {read.table} from {' or '.join(read.slots)}, and no version of it is current; "
+                            "run that stage first" + (", or set a model." if read.role == "checkpoint" else "."))
         tables[read.role] = found
         digests[read.role] = [digest_json([table.slot, table.digest]) if read.many else table.digest for table in found]
     if stage.files:
@@ -117,6 +122,8 @@ def resolve(stage: Stage, config: StageConfig, workspace: Workspace, inputs: Map
 
 
 def _find(read: Read, workspace: Workspace, given: str) -> list[Table]:
+    if given == NONE:
+        return []
     if given:
         found = []
         for reference in given.split(","):

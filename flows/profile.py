@@ -1,0 +1,202 @@
+"""A profile: which slots a pipeline runs, and the settings of each, from a YAML file and overrides.
+
+Precedence, lowest first: the field's default, the top-level ``seed`` and ``base_model``, the stage's section, the slot's section,
+``--set``."""
+
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from flows.stages import STAGES, did_you_mean, stage_of
+from rpt_core.store.config import StageConfig
+from rpt_core.store.errors import UserError
+from rpt_core.store.stage import Stage
+
+PACKAGED = Path(__file__).parent / "profiles"
+PATH_KEYS = {"sources", "question_sources", "decontaminate_against", "model", "source", "base_model", "traces", "traces_file", "template"}
+FILE_ENDINGS = {".jsonl", ".json", ".parquet", ".txt", ".md", ".tex", ".csv", ".gz", ".zst", ".safetensors", ".j2"}
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What a pipeline runs and how. ``sections`` maps a stage or slot to its settings."""
+
+    name: str
+    slots: tuple[str, ...]
+    seed: int | None
+    base_model: str
+    sections: Mapping[str, Mapping[str, Any]]
+
+    def settings(self, slot: str) -> dict[str, Any]:
+        """The values given for one slot, the slot's own over its stage's, before defaults."""
+        name = slot.partition(".")[0]
+        return {**self.sections.get(name, {}), **(self.sections.get(slot, {}) if slot != name else {})}
+
+
+def profile_names() -> list[str]:
+    return sorted(path.stem for path in PACKAGED.glob("*.yaml"))
+
+
+def load_profile(name: str) -> Profile:
+    """A packaged profile by its name, or a user's own by the path of its file. Paths inside a user's file may be relative to it."""
+    path = Path(name).expanduser()
+    own = path.suffix in (".yaml", ".yml") or "/" in name
+    if not own:
+        if name not in profile_names():
+            hint = did_you_mean(name, profile_names(), f"the profiles are {', '.join(profile_names())}.")
+            raise UserError(f"there is no profile {name}; {hint}")
+        path = PACKAGED / f"{name}.yaml"
+    if not path.is_file():
+        raise UserError(f"the profile file {path} does not exist.")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        where = getattr(error, "problem_mark", None)
+        raise UserError(f"the profile {path} is not valid YAML" + (f" (line {where.line + 1})." if where else ".")) from None
+    if not isinstance(values, dict):
+        raise UserError(f"the profile {path} holds no settings; it needs at least `stages:`.")
+    return parse_profile(path.stem, values, path.resolve().parent if own else None)
+
+
+def parse_profile(name: str, values: Mapping[str, Any], folder: Path | None = None) -> Profile:
+    """Check a profile's shape; unknown sections are refused with the nearest name. Keys within sections are checked by ``configure``."""
+    slots = values.get("stages")
+    if not isinstance(slots, list) or not slots or not all(isinstance(slot, str) for slot in slots):
+        raise UserError(f"the profile {name} needs `stages:`, a list of stages in the order they run.")
+    for slot in slots:
+        stage = stage_of(slot)
+        if stage.names and "." not in slot:
+            raise UserError(f"the profile {name} lists {slot}, which runs under a name: write {slot}.NAME ({stage.names} = NAME).")
+    if len(set(slots)) < len(slots):
+        raise UserError(f"the profile {name} lists a stage twice.")
+    known = [*STAGES, *slots, "seed", "base_model", "stages"]
+    sections: dict[str, dict[str, Any]] = {}
+    for key, section in values.items():
+        if key in ("seed", "base_model", "stages"):
+            continue
+        if key not in known:
+            hint = did_you_mean(str(key), known, "a section is a stage, a slot, seed or base_model.")
+            raise UserError(f"the profile {name} has an unknown section {key}; {hint}")
+        if section is None:
+            continue
+        if not isinstance(section, dict):
+            raise UserError(f"the section {key} of the profile {name} must hold `setting: value` lines.")
+        sections[key] = {k: absolute_paths(k, v, folder) if folder else v for k, v in section.items()}
+    seed, base = values.get("seed"), values.get("base_model") or ""
+    if seed is not None and (not isinstance(seed, int) or isinstance(seed, bool)):
+        raise UserError(f"seed must be a whole number (got {seed!r}).")
+    return Profile(name, tuple(slots), seed, absolute_paths("base_model", base, folder) if folder else base, sections)
+
+
+def override(profile: Profile, overrides: Mapping[str, Any]) -> Profile:
+    """The profile with ``{"stage.key": value}`` on top; the stage may be a slot. ``seed`` and ``base_model`` stand alone.
+    A stage's override also wins over the slot's own section of the profile."""
+    sections = {name: dict(section) for name, section in profile.sections.items()}
+    for key, value in sorted(overrides.items(), key=lambda item: item[0].count(".")):
+        if key == "seed":
+            profile = replace(profile, seed=parse_profile(profile.name, {"stages": list(profile.slots), "seed": value}).seed)
+            continue
+        if key == "base_model":
+            profile = replace(profile, base_model=str(value))
+            continue
+        target, _, setting = key.rpartition(".")
+        if not target:
+            raise UserError(f"{key} names no stage; write stage.setting=value, e.g. select.min_entropy=1.0.")
+        if target not in profile.slots:
+            stage = stage_of(target)
+            if "." in target or not any(slot.partition(".")[0] == stage.name for slot in profile.slots):
+                hint = did_you_mean(target, list(profile.slots), f"it runs {', '.join(profile.slots)}.")
+                raise UserError(f"the profile {profile.name} does not run {target}; {hint}")
+        sections.setdefault(target, {})[setting] = value
+        if "." not in target:
+            for slot in profile.slots:
+                if slot.startswith(target + "."):
+                    sections.get(slot, {}).pop(setting, None)
+    return replace(profile, sections=sections)
+
+
+def configure(profile: Profile, slot: str) -> tuple[Stage, StageConfig]:
+    """The slot's stage and its checked configuration. UserError names an unknown setting or a value out of bounds."""
+    stage = stage_of(slot)
+    config_class = stage.config
+    values = {key: coerce(config_class, key, value) for key, value in profile.settings(slot).items()}
+    if stage.names:
+        values[stage.names] = slot.partition(".")[2]
+    if profile.seed is not None and "seed" in config_class.model_fields:
+        values.setdefault("seed", profile.seed)
+    config = config_class.build(slot, values)
+    if profile.base_model and not getattr(config, "model", "set") and _starts_from_nothing(profile, slot, stage, config):
+        config = config_class.build(slot, {**values, "model": profile.base_model})
+    return stage, config
+
+
+def configure_all(profile: Profile) -> list[tuple[str, Stage, StageConfig]]:
+    """Every slot of the profile, in order. Sections of stages that the profile does not run are checked too."""
+    for name, section in profile.sections.items():
+        if name not in profile.slots and not any(slot.partition(".")[0] == name for slot in profile.slots):
+            stage_of(name).config.build(name, {key: coerce(stage_of(name).config, key, value) for key, value in section.items()})
+    return [(slot, *configure(profile, slot)) for slot in profile.slots]
+
+
+def _starts_from_nothing(profile: Profile, slot: str, stage: Stage, config: StageConfig) -> bool:
+    """Whether the slot needs one checkpoint and no earlier slot of the profile makes it."""
+    earlier = profile.slots[: profile.slots.index(slot)] if slot in profile.slots else ()
+    reads = [read for read in stage.inputs(config) if read.role == "checkpoint" and not read.many]
+    return any(not set(read.slots) & set(earlier) for read in reads)
+
+
+def coerce(config_class: type[StageConfig], key: str, value: Any) -> Any:
+    """A single text given where a list is wanted becomes a list, split at commas."""
+    field = config_class.model_fields.get(key)
+    if field is not None and isinstance(value, str) and typing.get_origin(field.annotation) in (list, tuple):
+        return [part.strip() for part in value.split(",") if part.strip()]
+    return value
+
+
+def parse_sets(pairs: Sequence[str], stage: str = "") -> dict[str, Any]:
+    """``["select.min_entropy=1.0"]`` as ``{"select.min_entropy": 1.0}``; values are YAML. With ``stage``, keys may leave it out."""
+    found: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        key = key.strip()
+        if not equals or not key:
+            raise UserError(f"--set {pair} is not of the form stage.setting=value.")
+        if stage and not (key.startswith(stage + ".") or key.startswith(stage.partition(".")[0] + ".")):
+            key = f"{stage}.{key}"
+        try:
+            found[key] = yaml.safe_load(text) if text else ""
+        except yaml.YAMLError:
+            found[key] = text
+    return found
+
+
+def looks_like_path(value: str) -> bool:
+    """A path rather than a Hub name: by its first character, its ending, or because it is there."""
+    return bool(value) and (value[0] in "/~." or Path(value).suffix in FILE_ENDINGS or Path(value).exists())
+
+
+def absolute_paths(key: str, value: Any, folder: Path) -> Any:
+    """Path-like values of the settings that name files, made absolute from ``folder``; everything else as it is."""
+    if key.rpartition(".")[2] not in PATH_KEYS:
+        return value
+    if isinstance(value, list):
+        return [absolute_paths(key, part, folder) for part in value]
+    if isinstance(value, str) and "," in value:
+        return ",".join(absolute_paths(key, part.strip(), folder) for part in value.split(","))
+    if isinstance(value, str) and looks_like_path(value):
+        return str((folder / Path(value).expanduser()).absolute())
+    return value
+
+
+def named_paths(sections: Mapping[str, Any]) -> list[str]:
+    """Every absolute path among the values of ``{"stage.key": value}``'s file-naming settings."""
+    found = []
+    for key, value in sections.items():
+        if key.rpartition(".")[2] in PATH_KEYS:
+            parts = value if isinstance(value, list) else str(value).split(",")
+            found += [part.strip() for part in parts if isinstance(part, str) and part.strip().startswith("/")]
+    return found
