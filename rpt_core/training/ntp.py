@@ -1,0 +1,201 @@
+"""Next-token training (NTP and SFT): one loop over a plan of batches, resumable bit for bit from its last closed part.
+
+A kill between parts costs the steps since the last one; they are done again with the stored thread count and micro-batch, on the
+batches the plan gives for the same step numbers, so the weights come out the same."""
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from safetensors.numpy import save_file
+from torch.utils.checkpoint import checkpoint
+
+from rpt_core.store.context import Context
+from rpt_core.store.errors import UserError
+from rpt_core.training.checkpoints import load_state, save_state
+from rpt_core.training.flops import training_flops
+from rpt_core.training.optimizer import Schedule, clip_gradients, learning_rate, make_optimizer, set_learning_rate
+from rpt_core.training.packing import NO_LOSS, Batch, Plan
+
+HEAD_TOKENS = 16_384  # logits held at once, in tokens; more are computed in pieces and again in the backward pass
+
+
+@dataclass(frozen=True)
+class NtpSettings:
+    """How to train. ``budget_flops`` ends the run with the first step that reaches it (model FLOPs, forward and backward);
+    ``micro_batch`` (rows a pass) and ``threads`` (0 = leave torch's) are about the machine, the rest changes the result."""
+
+    lr: float
+    schedule: Schedule = "constant"
+    warmup_steps: int = 0
+    final_lr_share: float = 0.1
+    weight_decay: float = 0.01
+    beta2: float = 0.999
+    max_grad_norm: float = 1.0
+    budget_flops: float = math.inf
+    precision: Literal["float32", "bfloat16"] = "float32"
+    micro_batch: int = 64
+    threads: int = 0
+    part_steps: int = 200
+    log_steps: int = 10
+
+
+@dataclass
+class Spent:
+    """What a run has used so far: optimizer steps, model FLOPs, tokens through forward and backward, seconds; and its last loss."""
+
+    step: int = 0
+    flops: float = 0.0
+    tokens: int = 0
+    wall_s: float = 0.0
+    loss: float = math.nan
+
+
+def train_ntp(model: Any, plan: Plan, settings: NtpSettings, context: Context) -> Spent:
+    """Train ``model`` in place until the plan ends or the budget is spent, closing a part every ``part_steps`` steps and at the end.
+
+    Call it before the version has written any file of its own: it starts with ``context.resume()``. The step that reaches the budget
+    is the last. Raises UserError when a loss or gradient is not finite, with the batch saved beside the state."""
+    if plan.steps is None and math.isinf(settings.budget_flops):
+        raise ValueError("a plan without end needs a budget")
+    model.train()
+    optimizer = make_optimizer(model, settings.lr, settings.weight_decay, (0.9, settings.beta2))
+    spent, settings = _restore(model, optimizer, settings, context)
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    total = plan.steps
+    begun, wall_before = time.monotonic(), spent.wall_s
+    logged_tokens, logged_at = spent.tokens, begun
+    while not _finished(spent, total, settings):
+        step = spent.step + 1
+        batch = plan.batch(step)
+        rate = learning_rate(step, settings.lr, settings.warmup_steps, total or 0, settings.schedule, settings.final_lr_share)
+        set_learning_rate(optimizer, rate)
+        loss, norm = _train_step(model, optimizer, batch, settings)
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            _stop_on_bad_loss(context, batch, step, loss, norm)
+        spent.step, spent.loss = step, loss
+        spent.flops += training_flops(model.config, batch.lengths, batch.loss_tokens)
+        spent.tokens += sum(batch.lengths)
+        now = time.monotonic()
+        spent.wall_s = wall_before + now - begun
+        done = _finished(spent, total, settings)
+        if step % settings.log_steps == 0 or done:
+            speed = (spent.tokens - logged_tokens) / max(now - logged_at, 1e-9)
+            logged_tokens, logged_at = spent.tokens, now
+            context.events.metrics(step, {"loss": loss, "lr": rate, "grad_norm": norm, "tokens_per_s": speed, "flops": spent.flops,
+                                          "tokens_trained": spent.tokens})
+            _say_progress(context, spent, total, settings)
+        if step % settings.part_steps == 0 or done:
+            extra = {"spent": asdict(spent), "threads": torch.get_num_threads(), "micro_batch": settings.micro_batch}
+            context.close_part({"state": save_state(context, step, model, optimizer, extra)})
+    model.eval()
+    return spent
+
+
+def token_nll(model: Any, batches: Sequence[Batch], precision: str = "float32") -> tuple[float, int]:
+    """(sum of negative log-likelihoods in nats, number of target tokens) of ``batches`` under ``model``."""
+    total, count = 0.0, 0
+    model.eval()
+    with torch.inference_mode():
+        for batch in batches:
+            total += float(_loss_sum(model, batch, slice(None), precision))
+            count += batch.loss_tokens
+    return total, count
+
+
+def resolve_precision(wanted: str, device: str = "cpu") -> Literal["float32", "bfloat16"]:
+    """``auto`` is bfloat16 autocast (weights and optimizer stay float32) where the processor multiplies bfloat16, else float32."""
+    if wanted == "auto":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False) if device.startswith("cuda") else _cpu_multiplies_bfloat16()
+        return "bfloat16" if fast else "float32"
+    return "bfloat16" if wanted == "bfloat16" else "float32"
+
+
+def _cpu_multiplies_bfloat16() -> bool:
+    flags = torch.backends.cpu.get_cpu_capability()
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            words = set(next((line for line in file if line.startswith("flags")), "").split())
+    except OSError:
+        return False
+    return "AVX512" in flags and bool(words & {"avx512_bf16", "amx_bf16"})
+
+
+# --- one step -----------------------------------------------------------------------------------------------------------
+
+
+def _train_step(model: Any, optimizer: torch.optim.Optimizer, batch: Batch, settings: NtpSettings) -> tuple[float, float]:
+    """(mean loss in nats over the batch's loss tokens, gradient norm before clipping). No update where either is not finite."""
+    count = batch.loss_tokens
+    optimizer.zero_grad(set_to_none=True)
+    total = 0.0
+    for start in range(0, len(batch.inputs), settings.micro_batch):
+        loss = _loss_sum(model, batch, slice(start, start + settings.micro_batch), settings.precision) / count
+        loss.backward()
+        total += float(loss.detach())
+    norm = clip_gradients(model.parameters(), settings.max_grad_norm)
+    if math.isfinite(total) and math.isfinite(norm):
+        optimizer.step()
+    return total, norm
+
+
+def _loss_sum(model: Any, batch: Batch, rows: slice, precision: str) -> torch.Tensor:
+    """Summed cross-entropy (nats, float32) over the targets of some rows; logits are computed where there is a target only."""
+    device = next(model.parameters()).device
+    width = max(batch.lengths[rows])
+    inputs = torch.from_numpy(batch.inputs[rows, :width].astype(np.int64)).to(device)
+    targets = torch.from_numpy(batch.targets[rows, :width]).to(device)
+    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+        # Padding stands on the right and attention is causal, so no real token sees it and no mask is needed.
+        hidden = model.get_decoder()(input_ids=inputs, use_cache=False).last_hidden_state
+        wanted = targets != NO_LOSS
+        hidden, targets = hidden[wanted], targets[wanted]
+        if len(targets) <= HEAD_TOKENS or not torch.is_grad_enabled():
+            pieces = [_head_loss(model, h, t) for h, t in zip(hidden.split(HEAD_TOKENS), targets.split(HEAD_TOKENS), strict=True)]
+        else:
+            pieces = [checkpoint(_head_loss, model, h, t, use_reentrant=False)
+                      for h, t in zip(hidden.split(HEAD_TOKENS), targets.split(HEAD_TOKENS), strict=True)]
+    return torch.stack(pieces).sum()
+
+
+def _head_loss(model: Any, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    logits = model.get_output_embeddings()(hidden)
+    return torch.nn.functional.cross_entropy(logits.float(), targets, reduction="sum")
+
+
+# --- beginning, end and trouble -----------------------------------------------------------------------------------------
+
+
+def _restore(model: Any, optimizer: torch.optim.Optimizer, settings: NtpSettings, context: Context) -> tuple[Spent, NtpSettings]:
+    part = context.resume()
+    if not part:
+        return Spent(), settings
+    extra = load_state(context, part["state"], model, optimizer)
+    spent = Spent(**extra["spent"])
+    stored = {"threads": extra["threads"], "micro_batch": extra["micro_batch"]}
+    context.events.message(f"resuming after step {spent.step} with {extra['threads']} threads, micro-batches of {extra['micro_batch']}.")
+    return spent, NtpSettings(**{**asdict(settings), **stored})
+
+
+def _finished(spent: Spent, total: int | None, settings: NtpSettings) -> bool:
+    return (total is not None and spent.step >= total) or spent.flops >= settings.budget_flops
+
+
+def _say_progress(context: Context, spent: Spent, total: int | None, settings: NtpSettings) -> None:
+    note = f"loss {spent.loss:.3f}"
+    if total is None:
+        context.events.progress(min(spent.flops, settings.budget_flops), settings.budget_flops, "FLOPs", note)
+    else:
+        context.events.progress(spent.step, total, "steps", note)
+
+
+def _stop_on_bad_loss(context: Context, batch: Batch, step: int, loss: float, norm: float) -> None:
+    path = context.state / f"bad-batch-step-{step:08d}.safetensors"
+    save_file({"inputs": np.ascontiguousarray(batch.inputs), "targets": np.ascontiguousarray(batch.targets)}, path)
+    raise UserError(f"{context.manifest.slot} stopped at step {step}: loss {loss} with gradient norm {norm}; the batch is in {path}; "
+                    "lower the learning rate, or set precision to float32.")
