@@ -1,0 +1,76 @@
+"""Loading causal language models the one way this project does it: safetensors, no remote code, an explicit dtype, sdpa attention;
+and the process settings (device, threads, allocator) that scoring, rollouts and training share."""
+
+import ctypes
+import platform
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+from rpt_core.store.errors import UserError
+from rpt_core.store.models import check_model_folder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc, malloc.h
+
+
+def resolve_device(device: str = "auto") -> Literal["cuda", "cpu"]:
+    """``auto`` is the GPU where there is one; UserError for a GPU that is not there or a device of another kind."""
+    available = torch.cuda.is_available()
+    if device == "auto":
+        return "cuda" if available else "cpu"
+    if device == "cuda" and not available:
+        raise UserError("device is cuda and PyTorch sees no GPU here; set device to auto or cpu.")
+    if device == "cuda":
+        return "cuda"
+    if device == "cpu":
+        return "cpu"
+    raise UserError(f"device {device} is not known; set it to auto, cpu or cuda.")
+
+
+def load_causal_lm(folder: str | Path, dtype: str = "float32", device: str = "cpu") -> "PreTrainedModel":
+    """The model of a Hugging Face folder in eval mode, on ``device`` (a name ``resolve_device`` takes). UserError where the folder holds
+    no usable model. The model's own sampling settings are dropped: ours come from a stage's configuration."""
+    from transformers import AutoModelForCausalLM, GenerationConfig
+
+    path = Path(folder)
+    check_model_folder(path)
+    if dtype not in DTYPES:
+        raise UserError(f"dtype {dtype} is not known; set it to one of {', '.join(DTYPES)}.")
+    try:
+        model = AutoModelForCausalLM.from_pretrained(str(path), dtype=DTYPES[dtype], attn_implementation="sdpa", use_safetensors=True,
+                                                     trust_remote_code=False, local_files_only=True)
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"the model in {path} cannot be loaded as a causal language model: {reason}") from None
+    model.generation_config = GenerationConfig()
+    return model.eval().to(torch.device(resolve_device(device)))
+
+
+def max_positions(model: "PreTrainedModel") -> int | None:
+    """Longest input in tokens the model's position encoding was made for; None where its configuration sets no limit."""
+    config: Any = model.config.get_text_config()
+    return getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+
+
+def tune_allocator() -> bool:
+    """Let glibc keep large freed blocks instead of returning them to the kernel after every batch, which costs a page fault per
+    4 KiB each time. Call it before torch allocates. Returns whether it took effect (glibc only)."""
+    if platform.libc_ver()[0] != "glibc":
+        return False
+    mallopt = ctypes.CDLL(None).mallopt
+    # glibc may refuse a threshold above 32 MiB, its built-in limit.
+    mapped = mallopt(M_MMAP_THRESHOLD, 1 << 30) or mallopt(M_MMAP_THRESHOLD, 32 << 20)
+    trimmed = mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)
+    return bool(mapped and trimmed)
+
+
+def set_threads(threads: int) -> int:
+    """Threads torch computes with in this process; 0 leaves its default. Returns the number in force."""
+    if threads:
+        torch.set_num_threads(threads)
+    return torch.get_num_threads()
