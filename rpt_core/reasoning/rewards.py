@@ -75,7 +75,8 @@ def dense(group: Group, probability: LogProbability | None = None) -> tuple[list
         logs = _asked(probability, "dense")([group.context_ids] * len(wrong), wrong)
         known.update((token, math.exp(log)) for token, log in zip(wrong, logs, strict=True))
     totals = [1.0 if hit else known[token] for token, hit in zip(group.first_ids, right, strict=True)]
-    return totals, [{"first_token": float(hit), "probability_of_wrong": 0.0 if hit else total} for hit, total in zip(right, totals, strict=True)]
+    return totals, [{"first_token": float(hit), "probability_of_wrong": 0.0 if hit else total}
+                    for hit, total in zip(right, totals, strict=True)]
 
 
 def conditional_dense(group: Group, probability: LogProbability | None = None) -> tuple[list[float], Components]:
@@ -95,11 +96,18 @@ def information_gain(group: Group, probability: LogProbability | None = None) ->
                     for total, log in zip(totals, with_thought, strict=True)]
 
 
-REWARDS: dict[str, Reward] = {reward.__name__: reward for reward in (prefix_matching, first_token, dense, conditional_dense, information_gain)}
+REWARDS: dict[str, Reward] = {
+    "prefix_matching": prefix_matching,
+    "first_token": first_token,
+    "dense": dense,
+    "conditional_dense": conditional_dense,
+    "information_gain": information_gain,
+}
 NEEDS_PROBABILITY = frozenset({"dense", "conditional_dense", "information_gain"})
 
 
-def response_group(item: Item, responses: Sequence[Sequence[int]], tokenizer: Any, table: Sequence[bytes], frame: Frame) -> tuple[Group, list[str]]:
+def response_group(item: Item, responses: Sequence[Sequence[int]], tokenizer: Any, table: Sequence[bytes],
+                   frame: Frame) -> tuple[Group, list[str]]:
     """The group of one item's responses (token ids each) and their texts (without the frame's prefill, special tokens kept).
     ``table`` is the tokenizer's byte table (``token_bytes``)."""
     texts = [ids_to_text(table, ids) for ids in responses]
@@ -134,7 +142,7 @@ def first_token_of(tokenizer: Any, text: str) -> int | None:
 
 
 def _first_token_right(group: Group) -> list[bool]:
-    return [token is not None and token == group.truth_id or bool(tokens_matched(prediction, group.completion, group.boundaries))
+    return [(token is not None and token == group.truth_id) or bool(tokens_matched(prediction, group.completion, group.boundaries))
             for prediction, token in zip(group.predictions, group.first_ids, strict=True)]
 
 
