@@ -1,0 +1,75 @@
+"""Settings of ``benchmark`` (paper Table 3): zero-shot questions, by option likelihoods or after reasoning."""
+
+from typing import Literal, Self
+
+from pydantic import model_validator
+
+from rpt_core.store.config import StageConfig, runtime, semantic
+from rpt_core.store.stage import Read, Stage
+
+Mode = Literal["ntp", "ntp_text", "reasoning", "solve"]
+Part = Literal["base", "before", "after", "milestone", "control"]
+
+
+class BenchmarkConfig(StageConfig):
+    model: str = semantic("", "Base model instead of bootstrap's: a folder, or a Hub name with @revision; blank for bootstrap's.")
+    trained: Literal["auto", "yes", "no"] = semantic(
+        "auto", "Ask the workspace's trained checkpoints too; auto does so unless a model is given.")
+    parts: list[Part] = semantic(["base", "before", "after"], "Which of the line-up answer: the base model, the start of RPT, its result, …")
+    headline_step: int = semantic(0, "Training step of the checkpoint that stands for RPT; 0 is the last.", ge=0)
+    source: str = semantic("", "File or Hub name (with @revision) of the questions; blank takes ingest's questions.")
+    benchmark: str = semantic("", "Name of the question set, e.g. mmlu-pro or supergpqa; with ingest's questions, the source to keep (blank: all).")
+    split: str = semantic("test", "Split of the questions that is asked.")
+    modes: list[Mode] = semantic(
+        ["ntp", "reasoning", "solve"],
+        "ntp: likelihood of the option's letter; ntp_text: of its text per byte; reasoning: think, then a letter; solve: free answers.")
+    per_subject: int = semantic(200, "Questions per subject, drawn by seed (the paper's count); 0 asks all.", ge=0, le=1_000_000)
+    template: str = semantic("question", "Prompt template of reasoning and solve: a name, or the absolute path of a file.")
+    temperature: float = semantic(0.0, "Sampling temperature of reasoning and solve; 0 is greedy (paper: 0.8).", ge=0, le=2)
+    samples: int = semantic(1, "Responses per question in reasoning and solve; more than one needs a temperature.", ge=1, le=1024)
+    max_response_tokens: int = semantic(128, "Longest response, tokens; longer ones are cut and count as truncated (paper: 12,288).", ge=2,
+                                        le=131_072)
+    max_prompt_tokens: int = semantic(0, "Longest prompt, tokens; longer ones lose their beginning and are counted. 0: what the model can take.",
+                                      ge=0, le=1_048_576)
+    shard_questions: int = semantic(512, "Questions per shard, the unit that a resume does not repeat.", ge=1, le=100_000)
+    seed: int = semantic(0, "Seed of the subset and of sampled responses.", ge=0, le=2**31 - 1)
+    dtype: Literal["float32", "bfloat16"] = semantic("float32", "Number format of the weights.")
+    engine: Literal["torch", "vllm"] = runtime("torch", "What generates: torch, or vLLM on a GPU.")
+    device: Literal["auto", "cpu", "cuda"] = runtime("auto", "Where the models run.")
+    threads: int = runtime(0, "CPU threads of torch; 0 leaves its default.", ge=0, le=1024)
+    batch_tokens: int = runtime(16_384, "Tokens in memory together: of a forward pass, or of a generation chunk.", ge=256, le=16_777_216)
+    judge_workers: int = runtime(1, "Processes that check free answers.", ge=1, le=256)
+
+    @model_validator(mode="after")
+    def _sampling_needs_a_temperature(self) -> Self:
+        if self.samples > 1 and self.temperature == 0:
+            raise ValueError("several samples need a temperature above 0; set temperature, or samples to 1")
+        if self.source and not self.benchmark:
+            raise ValueError("a source needs the name of its benchmark; set benchmark, e.g. mmlu-pro")
+        return self
+
+    @property
+    def with_trained(self) -> bool:
+        return self.trained == "yes" or (self.trained == "auto" and not self.model)
+
+
+def reads(config: BenchmarkConfig) -> tuple[Read, ...]:
+    """Questions of ingest unless a source is given; an external model alone, or the line-up of the workspace."""
+    found = [Read("checkpoint", "checkpoints", ("bootstrap",), optional=True)]
+    if not config.source:
+        found.append(Read("questions", "questions", ("ingest",)))
+    if config.with_trained:
+        found.append(Read("trained", "checkpoints", ("warmstart", "pretrain", "control.*"), many=True, optional=True))
+    return tuple(found)
+
+
+def files(config: BenchmarkConfig) -> dict[str, str]:
+    """Digest of the question file, or of the Hub data set's resolved commit."""
+    if not config.source:
+        return {}
+    from rpt_core.corpus.questions import source_digest
+
+    return {config.source: source_digest(config.source)}
+
+
+STAGE = Stage("benchmark", 1, BenchmarkConfig, reads, ("answers",), "rpt_core.evaluation.benchmark:run", files=files)

@@ -1,0 +1,26 @@
+"""Settings of ``report``: one self-contained HTML file over every table that is at hand."""
+
+from rpt_core.store.config import StageConfig, semantic
+from rpt_core.store.stage import Read, Stage
+
+
+class ReportConfig(StageConfig):
+    title: str = semantic("Reinforcement Pre-Training", "Heading of the page.", max_length=200)
+    sample_rollouts: int = semantic(6, "Rollouts shown, right and wrong ones in turn.", ge=0, le=200)
+    context_bytes: int = semantic(160, "Bytes of the document shown before each predicted token.", ge=0, le=4096)
+
+
+READS = (
+    Read("documents", "documents", ("ingest",), optional=True),
+    Read("positions", "positions", ("select",), optional=True),
+    Read("checkpoints", "checkpoints", ("bootstrap", "warmstart", "pretrain", "control.*", "finetune.*"), many=True, optional=True),
+    Read("rollouts", "rollouts", ("pretrain",), optional=True),
+    Read("predictions", "predictions", ("evaluate",), optional=True),
+    Read("fits", "fits", ("scaling",), optional=True),
+    Read("finetune_rollouts", "rollouts", ("finetune.*",), many=True, optional=True),
+    Read("finetune_answers", "answers", ("finetune.*",), many=True, optional=True),
+    Read("answers", "answers", ("benchmark",), optional=True),
+    Read("patterns", "pattern_shares", ("patterns",), optional=True),
+)
+
+STAGE = Stage("report", 1, ReportConfig, READS, (), "rpt_core.report.report:run")
