@@ -48,7 +48,7 @@ class Stage:
     writes: tuple[str, ...]
     run: str
     names: str | None = None  # config field that names the slot, e.g. score's ``name`` or control's ``kind``
-    files: Callable[[StageConfig], dict[str, str]] | None = None  # digests of outside files the configuration names
+    files: Callable[..., dict[str, str]] | None = None  # digests of outside files the configuration names
 
     def slot(self, config: StageConfig) -> str:
         return f"{self.name}.{getattr(config, self.names)}" if self.names else self.name
