@@ -1,0 +1,71 @@
+"""How DuckDB is opened and spoken to: explicit resource limits, the one quoting helper, errors a user can act on."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import duckdb
+
+from rpt_core.store.errors import UserError
+from rpt_core.store.schemas import TABLES
+from rpt_core.store.tables import Table
+
+DUCKDB_TYPES = {"string": "VARCHAR", "bool": "BOOLEAN", "binary": "BLOB", "int8": "TINYINT", "int16": "SMALLINT", "int32": "INTEGER",
+                "int64": "BIGINT", "float": "FLOAT", "double": "DOUBLE", "list<item: string>": "VARCHAR[]"}
+
+
+def open_duckdb(path: str | Path = ":memory:", *, memory_mib: int, threads: int, temporary: Path | None,
+                read_only: bool = False) -> duckdb.DuckDBPyConnection:
+    """A connection with its limits set (DuckDB's own default takes 80 % of memory and every core). ``temporary`` is the folder
+    it may spill to; None forbids spilling. No extension is ever loaded or fetched."""
+    config = {"memory_limit": f"{memory_mib}MiB", "threads": str(threads), "temp_directory": str(temporary or ""),
+              "autoinstall_known_extensions": "false", "autoload_known_extensions": "false", "python_enable_replacements": "false"}
+    connection = duckdb.connect(str(path), read_only=read_only, config=config)
+    connection.execute("SET enable_progress_bar = false; SET TimeZone = 'UTC'")
+    return connection
+
+
+def identifier(name: str) -> str:
+    """``name`` quoted as an SQL identifier."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def literal(value: object) -> str:
+    """A string, or a list of strings, quoted as an SQL literal; CREATE VIEW takes no parameters."""
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(literal(part) for part in value) + "]"
+    return "'" + str(value).replace("'", "''") + "'"
+
+
+def duckdb_type(arrow_type: object) -> str:
+    return DUCKDB_TYPES[str(arrow_type)]
+
+
+def select_parquet(table: str, paths: Iterable[Path], present: Iterable[str] | None = None, extra: str = "") -> str:
+    """A SELECT of a table's columns from its shards, or of no rows where there are none. ``present`` names the columns the
+    shards have (an older version may lack some: they read as NULL); ``extra`` is put before the columns."""
+    columns = TABLES[table].columns
+    there = {c.name for c in columns} if present is None else set(present)
+    files = [str(path) for path in paths]
+    chosen = [identifier(c.name) if files and c.name in there
+              else f"CAST(NULL AS {duckdb_type(c.type)}) AS {identifier(c.name)}" for c in columns]
+    source = f"FROM read_parquet({literal(files)})" if files else "WHERE false"
+    return f"SELECT {extra}{', '.join(chosen)} {source}"
+
+
+def view_of(connection: duckdb.DuckDBPyConnection, name: str, table: Table) -> None:
+    """A temporary view over one committed table."""
+    connection.execute(f"CREATE OR REPLACE TEMPORARY VIEW {identifier(name)} AS {select_parquet(table.name, table.paths)}")
+
+
+@contextmanager
+def readable_errors(what: str, remedy: str) -> Iterator[None]:
+    """Turn DuckDB's out-of-memory and disk errors into one sentence: ``what`` was going on, ``remedy`` is what to do."""
+    try:
+        yield
+    except duckdb.OutOfMemoryException:
+        raise UserError(f"{what} ran out of memory or of space to spill to; {remedy}.") from None
+    except duckdb.IOException as error:
+        if "No space left" in str(error):
+            raise UserError(f"{what} found no space left on the disk; free some and run it again.") from None
+        raise

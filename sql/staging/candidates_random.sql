@@ -1,0 +1,4 @@
+-- help: Training candidates without regard to entropy.
+SELECT position_id
+FROM int_positions
+WHERE split = 'train' AND winnable
