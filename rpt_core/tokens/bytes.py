@@ -61,6 +61,12 @@ def special_ids(tokenizer: Any) -> frozenset[int]:
     return _codec(tokenizer).special
 
 
+def bos_id(tokenizer: Any) -> int | None:
+    """The id this tokenizer puts before every text, or None where it puts none (a BOS that is only defined does not count)."""
+    found = tokenizer("a", add_special_tokens=True)["input_ids"]
+    return tokenizer.bos_token_id if found and found[0] == tokenizer.bos_token_id else None
+
+
 def byte_spans(tokenizer: Any, text: str) -> tuple[list[int], list[int], list[int]]:
     """(ids, starts, lengths) of a document's tokens without control tokens; starts and lengths in bytes of its UTF-8.
     ValueError naming the trouble where the tokens do not spell exactly this text."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from torch import nn
 
 from rpt_core.store.errors import UserError
 from rpt_core.store.models import check_model_folder
@@ -55,6 +56,20 @@ def max_positions(model: "PreTrainedModel") -> int | None:
     """Longest input in tokens the model's position encoding was made for; None where its configuration sets no limit."""
     config: Any = model.config.get_text_config()
     return getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+
+
+@torch.inference_mode()
+def body_and_head(model: "PreTrainedModel") -> tuple[Any, nn.Module, int]:
+    """(body, head, V): ``head(body(input_ids=ids).last_hidden_state)`` are the model's logits [..., V]. UserError for a model that does
+    more to its logits than that (soft-capping, scaling), found by comparing both ways on a few tokens."""
+    body: Any = model.base_model
+    head: Any = model.get_output_embeddings()
+    ids = torch.arange(8, device=model.device)[None] % model.config.get_text_config().vocab_size
+    whole = model(input_ids=ids, use_cache=False).logits.float()
+    halves = head(body(input_ids=ids, use_cache=False).last_hidden_state).float()
+    if not torch.allclose(whole, halves, rtol=1e-2, atol=1e-2):
+        raise UserError(f"{type(model).__name__} scales or caps its logits after its output layer, which scoring does not support; use another model.")
+    return body, head, whole.shape[-1]
 
 
 def tune_allocator() -> bool:
