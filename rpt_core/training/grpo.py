@@ -1,0 +1,231 @@
+"""The GRPO loop (RPT §3.3, Table 5): items, rollouts, rewards, bounded dynamic sampling, advantages, one exactly on-policy update.
+
+Departures from the paper: the round bound of dynamic sampling and the wider upper clip are ours (the clip has no effect on-policy), and
+"actor gradient clip 0.2" is read as the largest gradient norm. Every random number is keyed by (seed, step, item, sample); a part that
+was not closed is done again whole, with the stored thread count and micro-batch, so a resumed run ends with the same bits."""
+
+import json
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rpt_core.rollout.engine import Engine, Sampling
+from rpt_core.store.context import Context
+from rpt_core.store.errors import UserError
+from rpt_core.store.models import ModelRef
+from rpt_core.store.seeds import derive_seed
+from rpt_core.store.tables import ShardWriter
+from rpt_core.training.checkpoints import checkpoint_row, load_state, save_model, save_state, weights_digest
+from rpt_core.training.dynamic_sampling import items_of_step, kept_groups, refill_count, refill_items
+from rpt_core.training.flops import forward_flops
+from rpt_core.training.grpo_config import GrpoConfig
+from rpt_core.training.monitors import require_fresh, rollout_metrics, sample_rows
+from rpt_core.training.optimizer import make_optimizer
+from rpt_core.training.policy_update import update_policy
+from rpt_core.training.rollout_tasks import RolloutGroup, RolloutTask
+
+
+@dataclass
+class Progress:
+    """What the run has done up to ``step``; it travels in the state of a part."""
+
+    step: int = 0
+    flops: float = 0.0
+    tokens_trained: int = 0
+    tokens_generated: int = 0
+    wall_s: float = 0.0
+    threads: int = 1
+    micro_batch_tokens: int = 0
+    start_checkpoint: str = ""
+
+
+@dataclass
+class Run:
+    """Everything a step works with."""
+
+    kind: str  # of the checkpoints: pretrain or finetune
+    task: RolloutTask
+    model: Any
+    engine: Engine
+    stop_ids: tuple[int, ...]
+    config: GrpoConfig
+    context: Context
+    start: ModelRef
+
+
+def train(run: Run) -> Progress:
+    """Train ``run.model`` in place for ``config.steps`` steps, writing `checkpoints` and `rollouts`, and return the totals.
+    Goes on from the last closed part. UserError where there is nothing to train on or the numbers leave the finite."""
+    config, context = run.config, run.context
+    if not run.task.item_ids:
+        raise UserError(f"{run.kind} has no {run.task.item_kind} to train on; check the selection and max_prompt_tokens.")
+    if config.gradient_checkpointing:
+        run.model.gradient_checkpointing_enable()
+    optimizer = make_optimizer(run.model, config.lr, config.weight_decay)
+    progress = restore(run, optimizer)
+    for part, last_step in parts_after(progress.step, config):
+        with context.shard("rollouts", part) as rollouts:
+            while progress.step < last_step:
+                train_step(run, optimizer, progress, rollouts)
+        if progress.step in config.milestones:
+            save_checkpoint(run, progress)
+        name = save_state(context, progress.step, run.model, optimizer, asdict(progress))
+        context.close_part({"state": name})
+    return progress
+
+
+def train_step(run: Run, optimizer: torch.optim.Optimizer, progress: Progress, rollouts: ShardWriter) -> None:
+    """One step: roll out, score, filter, update, synchronise, record, report."""
+    step, clock = progress.step + 1, Stopwatch()
+    before = run.engine.flops.snapshot()
+    run.engine.wake()
+    groups = draw_groups(run, step, clock)
+    run.engine.sleep()
+    with clock("train"):
+        run.model.train()
+        update = update_policy(run.model, optimizer, groups, run.config, step, progress.micro_batch_tokens)
+        run.model.eval()
+    with clock("sync"):
+        run.engine.sync(run.model, step)
+    with clock("record"):
+        rollouts.write(rollout_rows(run, groups, step))
+    generated = run.engine.flops.since(before)
+    progress.step = step
+    progress.flops += update.flops + forward_flops(run.model.config, generated.tokens_computed, generated.attention_pairs, generated.tokens_generated)
+    progress.tokens_trained += update.tokens
+    progress.tokens_generated += generated.tokens_generated
+    progress.wall_s += clock.total
+    speed = {"speed/rollout_tokens_per_s": generated.tokens_generated / max(clock.seconds["rollout"], 1e-9),
+             "speed/train_tokens_per_s": update.tokens / max(clock.seconds["train"], 1e-9)}
+    metrics = {**rollout_metrics(groups), **update.metrics, **speed, **{f"seconds/{name}": value for name, value in clock.seconds.items()},
+               "seconds/step": clock.total, "compute/flops": progress.flops, "compute/tokens_trained": progress.tokens_trained,
+               "compute/tokens_generated": progress.tokens_generated}
+    run.context.events.metrics(step, metrics)
+    if run.config.sample_every and (step == 1 or step % run.config.sample_every == 0):
+        run.context.events.sample(step, sample_rows(groups))
+    run.context.events.progress(step, run.config.steps, "steps", f"reward {metrics['reward/mean']:.3f}, {metrics['response/tokens_mean']:.0f} tokens")
+
+
+# --- rollouts -----------------------------------------------------------------------------------------------------------
+
+
+def draw_groups(run: Run, step: int, clock: "Stopwatch") -> list[RolloutGroup]:
+    """The step's groups, scored and marked as kept or not. With dynamic sampling, groups of equal reward are replaced for at most
+    ``dynamic_rounds`` rounds; after that the batch is smaller."""
+    config, wanted, n_items = run.config, run.config.contexts_per_step, len(run.task.item_ids)
+    dynamic = 0 < config.dynamic_from_step <= step
+    groups = roll_out(run, items_of_step(n_items, wanted, config.seed, step), step, clock)
+    for round_number in range(1, config.dynamic_rounds + 1 if dynamic else 1):
+        more = refill_count(wanted, sum(not group.equal for group in groups), len(groups))
+        items = refill_items(n_items, [group.index for group in groups], more, config.seed, step, round_number) if more else []
+        if not items:
+            break
+        groups += roll_out(run, items, step, clock)
+    for group, kept in zip(groups, kept_groups([group.equal for group in groups], wanted, dynamic), strict=True):
+        group.kept = kept
+    return groups
+
+
+def roll_out(run: Run, indices: Sequence[int], step: int, clock: "Stopwatch") -> list[RolloutGroup]:
+    """One group per item: G responses by the engine and what they earned."""
+    config, task = run.config, run.task
+    prompts = [task.prompt(index) for index in indices]
+    seeds = [[derive_seed(config.seed, "rollout", step, task.item_ids[index], sample) for sample in range(config.group_size)] for index in indices]
+    with clock("rollout"):
+        completions = run.engine.generate(prompts, seeds, Sampling(config.temperature, config.max_response_tokens, run.stop_ids))
+    with clock("reward"):
+        outcomes = task.outcomes(indices, completions)
+    groups = []
+    for index, prompt, keys, responses, outcome in zip(indices, prompts, seeds, completions, outcomes, strict=True):
+        penalty = config.truncation_penalty if config.truncated == "penalise" else 0.0
+        rewards = [reward - penalty * (response.finish == "length") for reward, response in zip(outcome.rewards, responses, strict=True)]
+        groups.append(RolloutGroup(index, task.item_ids[index], prompt, keys, responses, outcome, rewards))
+    require_fresh(groups, step - 1)
+    return groups
+
+
+def rollout_rows(run: Run, groups: Sequence[RolloutGroup], step: int) -> list[dict[str, Any]]:
+    """Rows of `rollouts`: every response of the step, those of dropped groups included."""
+    return [{"run": run.context.manifest.version, "step": step, "item_kind": run.task.item_kind, "item_id": group.item_id, "sample": sample,
+             "policy_step": completion.policy_step, "seed": group.seeds[sample], "response": group.outcome.texts[sample],
+             "prediction": group.outcome.predictions[sample], "reward": group.rewards[sample],
+             "components": json.dumps(group.outcome.components[sample], sort_keys=True), "n_tokens": len(completion.token_ids),
+             "finish": completion.finish, "logprob_gap": group.gaps[sample], "kept": group.kept}
+            for group in groups for sample, completion in enumerate(group.completions)]
+
+
+# --- parts, checkpoints, resume --------------------------------------------------------------------------------------------
+
+
+def parts_after(step: int, config: GrpoConfig) -> Iterator[tuple[int, int]]:
+    """(number of the part, its last step) for every part that ends after ``step``. A part ends every ``part_steps`` steps and at
+    each milestone, whatever was done before, so that parts and shards are the same after a resume."""
+    ends = sorted({*range(config.part_steps, config.steps, config.part_steps), *config.milestones, config.steps})
+    yield from ((number, end) for number, end in enumerate(ends) if end > step)
+
+
+def restore(run: Run, optimizer: torch.optim.Optimizer) -> Progress:
+    """The state of the last closed part, put back into model, optimizer, engine and torch's threads; or a fresh start with its
+    step-0 row of `checkpoints`, which points to the folder of the model the run starts from."""
+    part = run.context.resume()
+    if part is None:
+        first = replace(_fresh(run.config), start_checkpoint=run.start.checkpoint_id)
+        write_checkpoint_row(run, first, weights_digest(run.model), "", 0)
+        progress = first
+    else:
+        progress = Progress(**load_state(run.context, part["state"], run.model, optimizer))
+        run.context.events.message(f"{run.kind} goes on from step {progress.step}")
+    torch.set_num_threads(progress.threads)
+    run.model.eval()
+    run.engine.sync(run.model, progress.step)
+    return progress
+
+
+def _fresh(config: GrpoConfig) -> Progress:
+    return Progress(threads=config.threads or torch.get_num_threads(), micro_batch_tokens=config.micro_batch_tokens)
+
+
+def save_checkpoint(run: Run, progress: Progress) -> None:
+    """Save the model as a Hugging Face folder, with its row of `checkpoints`."""
+    name = f"step-{progress.step:06d}"
+    weights = save_model(run.context, name, run.model, run.start.path)
+    write_checkpoint_row(run, progress, weights, name, 1 + run.config.milestones.index(progress.step))
+
+
+def write_checkpoint_row(run: Run, progress: Progress, weights: str, name: str, shard: int) -> None:
+    row = checkpoint_row(run.context, name, run.kind, weights=weights, parent_id=progress.start_checkpoint, seed=run.config.seed,
+                         step=progress.step, flops=progress.flops, wall_s=progress.wall_s, tokens_trained=progress.tokens_trained,
+                         tokens_generated=progress.tokens_generated)
+    run.context.write("checkpoints", [row if name else {**row, "uri": folder_uri(run.context, run.start.path)}], shard)
+
+
+def folder_uri(context: Context, folder: Path) -> str:
+    """A model folder as `checkpoints.uri` holds it: relative to the workspace where it lies within, else absolute."""
+    inside = folder.is_relative_to(context.workspace.path)
+    return str(folder.relative_to(context.workspace.path)) if inside else os.fspath(folder)
+
+
+class Stopwatch:
+    """Seconds by phase: ``with clock("rollout"): …``."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._begun = time.perf_counter()
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        begun = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - begun
+
+    @property
+    def total(self) -> float:
+        return time.perf_counter() - self._begun

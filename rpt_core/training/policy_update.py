@@ -1,0 +1,127 @@
+"""One optimizer step of GRPO from recorded rollouts: advantages, clipped loss over micro-batches, gradient clipping, AdamW.
+
+A pure function of model, optimizer and rollouts, so that it can be replayed and compared with other trainers. Exactly on-policy as in
+the paper: the old policy is the current one, detached. Groups whose rewards are all equal have advantage 0 and never reach the
+backward pass; their tokens still count in the mean when they are part of the batch."""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rpt_core.training.advantages import group_advantages
+from rpt_core.training.flops import TRAINING_FACTOR, forward_flops
+from rpt_core.training.group_batches import GroupBatch, make_rows, micro_batches, pad_rows, response_logprobs
+from rpt_core.training.grpo_config import GrpoConfig
+from rpt_core.training.losses import policy_loss
+from rpt_core.training.monitors import require_finite
+from rpt_core.training.optimizer import clip_gradients, learning_rate, set_learning_rate
+from rpt_core.training.rollout_tasks import RolloutGroup
+
+
+@dataclass
+class Update:
+    """What a step did: metrics for people, model FLOPs, and tokens through forward and backward (a shared prompt once)."""
+
+    metrics: dict[str, float]
+    flops: float = 0.0
+    tokens: int = 0
+
+
+def update_policy(model: Any, optimizer: torch.optim.Optimizer, groups: Sequence[RolloutGroup], config: GrpoConfig, step: int,
+                  micro_batch_tokens: int) -> Update:
+    """Train ``model`` in place on the kept groups (their ``gaps`` are filled in) and return what was done.
+
+    The mean runs over the tokens (or responses) of all kept groups, so the result does not depend on ``micro_batch_tokens`` but for
+    rounding. Without a group that teaches anything the weights stay as they are. UserError where loss or gradient is not finite."""
+    rate = learning_rate(step, config.lr, config.warmup_steps)
+    set_learning_rate(optimizer, rate)
+    kept = [group for group in groups if group.kept]
+    taught = [group for group in kept if not group.equal]
+    for group in groups:
+        group.gaps = [None] * len(group.completions)
+    done = Update({"policy/lr": rate, "policy/grad_norm": 0.0, "policy/loss": 0.0, "policy/trained_groups": len(taught)})
+    if not taught:
+        return done
+    device = next(model.parameters()).device
+    completions = [completion for group in taught for completion in group.completions]
+    group_of = [index for index, group in enumerate(taught) for _ in group.completions]
+    sample_of = [sample for group in taught for sample in range(len(group.completions))]
+    rewards = torch.tensor([reward for group in taught for reward in group.rewards], dtype=torch.float64)
+    advantages = group_advantages(rewards, config.group_size, config.advantage, config.advantage_eps).float().to(device)
+    normaliser = _normaliser(kept, config)
+    rows = make_rows([group.prompt for group in taught], [c.token_ids for c in completions], group_of, config.row_tokens)
+    optimizer.zero_grad(set_to_none=True)
+    tokens, parts = 0, []
+    for batch_rows in micro_batches(rows, micro_batch_tokens):
+        batch = pad_rows(batch_rows, device)
+        with _autocast(device, config.dtype):
+            logprobs, mask, entropy = response_logprobs(model, batch, config.temperature)
+        assert entropy is not None
+        engine = _engine_logprobs(batch, completions, mask)
+        trained = mask & ~_truncated(batch, completions, device)[:, None] if config.truncated == "mask" else mask
+        loss, metrics = policy_loss(logprobs, None, advantages[batch.members], trained, clip_low=config.clip_low, clip_high=config.clip_high,
+                                    averaging=config.averaging, constant_tokens=config.max_response_tokens, normaliser=normaliser,
+                                    engine_logprobs=engine, tis_cap=config.tis_cap or None)
+        loss.backward()
+        gaps = ((logprobs.detach() - engine).abs() * mask).sum(dim=1) / mask.sum(dim=1)
+        for member, gap in zip(batch.members, gaps.tolist(), strict=True):
+            taught[group_of[member]].gaps[sample_of[member]] = gap
+        count = int(mask.sum())
+        metrics.update(entropy=float(entropy.sum()) / count, loss=float(loss.detach()), gap_max=float(((logprobs.detach() - engine).abs() * mask).max()))
+        parts.append((count, metrics))
+        tokens += sum(row.length for row in batch_rows)
+    norm = clip_gradients(model.parameters(), config.max_grad_norm)
+    done.metrics.update(_over_step(parts), **{"policy/grad_norm": norm})
+    require_finite("loss", done.metrics["policy/loss"], step)
+    require_finite("gradient norm", norm, step)
+    optimizer.step()
+    done.tokens = tokens
+    pairs = sum(row.attention_pairs for row in rows)
+    done.flops = TRAINING_FACTOR * forward_flops(model.config, tokens, pairs, sum(len(c.token_ids) for c in completions))
+    return done
+
+
+def _normaliser(kept: Sequence[RolloutGroup], config: GrpoConfig) -> float:
+    """Denominator of the step's loss; the same number `step_normaliser` gives for the mask of all kept responses."""
+    lengths = [len(completion.token_ids) for group in kept for completion in group.completions
+               if not (config.truncated == "mask" and completion.finish == "length")]
+    if config.averaging == "token":
+        return float(max(sum(lengths), 1))
+    if config.averaging == "sequence":
+        return float(max(sum(length > 0 for length in lengths), 1))
+    return float(sum(len(group.completions) for group in kept) * config.max_response_tokens)
+
+
+def _autocast(device: torch.device, dtype: str) -> AbstractContextManager[Any]:
+    return torch.autocast(device.type, dtype=torch.bfloat16) if dtype == "bfloat16" else nullcontext()
+
+
+def _engine_logprobs(batch: GroupBatch, completions: Sequence[Any], mask: Tensor) -> Tensor:
+    """[R, T] float32 as the engine drew them, 0 beyond each response's end."""
+    values = torch.zeros(mask.shape, dtype=torch.float32)
+    for row, member in enumerate(batch.members):
+        found = completions[member].logprobs
+        values[row, : len(found)] = torch.tensor(found, dtype=torch.float32)
+    return values.to(mask.device)
+
+
+def _truncated(batch: GroupBatch, completions: Sequence[Any], device: torch.device) -> Tensor:
+    return torch.tensor([completions[member].finish == "length" for member in batch.members], device=device)
+
+
+def _over_step(parts: Sequence[tuple[int, dict[str, float]]]) -> dict[str, float]:
+    """Micro-batches' metrics as the step's: losses add up, maxima stay maxima, the rest are means over tokens."""
+    total = sum(count for count, _ in parts)
+    values = {}
+    for name in parts[0][1]:
+        if name == "loss":
+            values[name] = sum(metrics[name] for _, metrics in parts)
+        elif name.endswith("_max"):
+            values[name] = max(metrics[name] for _, metrics in parts)
+        else:
+            values[name] = sum(count * metrics[name] for count, metrics in parts) / total
+    return {f"policy/{name.replace('engine_gap', 'logprob_gap')}": value for name, value in values.items()}
