@@ -13,7 +13,7 @@ from typing import Any
 from rpt_core.store.errors import UserError
 from rpt_core.store.sources import resolve_source
 from rpt_core.tokens.boxes import BOX, END_OF_THOUGHT
-from rpt_core.tokens.bytes import byte_spans
+from rpt_core.tokens.bytes import bos_id, byte_spans, special_ids, token_bytes
 
 THINK = "<think>"
 CHAT_PREFILL = THINK + "\n"
@@ -68,12 +68,13 @@ class Template:
     def frame(self, tokenizer: Any) -> Frame:
         """Tokenise head and tail apart from the prefix; special tokens are recognised there and nowhere else, so no document
         can inject one."""
-        head, tail, bos = self.head, self.tail, bos_ids(tokenizer)
+        head, tail, bos = self.head, self.tail, bos_id(tokenizer)
+        bos_ids = () if bos is None else (bos,)
         if self.chat and getattr(tokenizer, "chat_template", None):
             head, tail = _through_chat_template(tokenizer, head, tail)
             head_ids = encode_markup(tokenizer, head)
         else:
-            head_ids = [*bos, *encode_markup(tokenizer, head)]
+            head_ids = [*bos_ids, *encode_markup(tokenizer, head)]
             if self.chat:
                 tail += "\n\n"
         opened = tail.rstrip("\n")
@@ -84,7 +85,7 @@ class Template:
         closing = "\n" + END_OF_THOUGHT + "\n\n" if prefill.endswith("\n") else END_OF_THOUGHT
         box_ids = encode_markup(tokenizer, closing + BOX)
         tail_ids = encode_markup(tokenizer, tail + prefill)
-        return Frame(tuple(head_ids), tuple(tail_ids), prefill, (*tail_ids, *box_ids), prefill + closing + BOX, tuple(bos), tuple(box_ids))
+        return Frame(tuple(head_ids), tuple(tail_ids), prefill, (*tail_ids, *box_ids), prefill + closing + BOX, bos_ids, tuple(box_ids))
 
 
 def template_names() -> list[str]:
@@ -129,30 +130,24 @@ def parse_template(name: str, text: str, place: str = "{prefix}") -> Template:
     return Template(name, head, tail, chat == "yes", prefill)
 
 
-def bos_ids(tokenizer: Any) -> list[int]:
-    """The BOS token, for tokenizers that put it before every text; else empty."""
-    bos = getattr(tokenizer, "bos_token_id", None)
-    first = tokenizer("a", add_special_tokens=True)["input_ids"][:1]
-    return [bos] if bos is not None and list(first) == [bos] else []
-
-
 def encode_markup(tokenizer: Any, text: str) -> list[int]:
-    """Ids of text of ours: literals of added tokens become those tokens, everything between is plain text without a dummy space."""
-    added = {token.content: index for index, token in tokenizer.added_tokens_decoder.items() if token.content}
-    if not text:
-        return []
-    if not added:
+    """Ids of text of ours: spellings of control tokens become those tokens, everything between is plain text."""
+    table = token_bytes(tokenizer)
+    control = {table[index].decode(): index for index in special_ids(tokenizer) if table[index]}
+    if not control:
         return encode_plain(tokenizer, text)
-    pattern = "|".join(re.escape(content) for content in sorted(added, key=len, reverse=True))
+    pattern = "|".join(re.escape(spelling) for spelling in sorted(control, key=len, reverse=True))
     ids: list[int] = []
     for piece in re.split(f"({pattern})", text):
-        ids += [added[piece]] if piece in added else encode_plain(tokenizer, piece)
+        ids += [control[piece]] if piece in control else encode_plain(tokenizer, piece)
     return ids
 
 
 def encode_plain(tokenizer: Any, text: str) -> list[int]:
-    """Ids of text that is nothing but text: literals of special tokens stay plain."""
-    return list(byte_spans(tokenizer, text)[0]) if text else []
+    """Ids of text that is nothing but text: spellings of control tokens stay plain, and no dummy space is put before it where the
+    tokenizer keeps that apart. ValueError where the tokenizer cannot spell the text (``byte_spans``)."""
+    ids, _, lengths = byte_spans(tokenizer, text)
+    return ids[1:] if lengths and lengths[0] == 0 else ids
 
 
 def _through_chat_template(tokenizer: Any, head: str, tail: str) -> tuple[str, str]:
