@@ -150,10 +150,16 @@ def _starts_from_nothing(profile: Profile, slot: str, stage: Stage, config: Stag
 
 
 def coerce(config_class: type[StageConfig], key: str, value: Any) -> Any:
-    """A single text given where a list is wanted becomes a list, split at commas."""
+    """A single text given where a list is wanted becomes a list, split at commas; YAML's true for a choice written yes or on
+    becomes that word again."""
     field = config_class.model_fields.get(key)
-    if field is not None and isinstance(value, str) and typing.get_origin(field.annotation) in (list, tuple):
+    if field is None:
+        return value
+    origin, choices = typing.get_origin(field.annotation), typing.get_args(field.annotation)
+    if isinstance(value, str) and origin in (list, tuple):
         return [part.strip() for part in value.split(",") if part.strip()]
+    if isinstance(value, bool) and origin is typing.Literal:
+        return next((word for word in (("yes", "on") if value else ("no", "off")) if word in choices), value)
     return value
 
 
@@ -187,6 +193,9 @@ def absolute_paths(key: str, value: Any, folder: Path) -> Any:
         return [absolute_paths(key, part, folder) for part in value]
     if isinstance(value, str) and "," in value:
         return ",".join(absolute_paths(key, part.strip(), folder) for part in value.split(","))
+    name, equals, path = value.partition("=") if isinstance(value, str) else ("", "", "")
+    if equals and "/" not in name:  # a question source may be name=path
+        return f"{name}={absolute_paths(key, path, folder)}"
     if isinstance(value, str) and looks_like_path(value):
         return str((folder / Path(value).expanduser()).absolute())
     return value
@@ -198,5 +207,7 @@ def named_paths(sections: Mapping[str, Any]) -> list[str]:
     for key, value in sections.items():
         if key.rpartition(".")[2] in PATH_KEYS:
             parts = value if isinstance(value, list) else str(value).split(",")
-            found += [part.strip() for part in parts if isinstance(part, str) and part.strip().startswith("/")]
+            paths = [str(part).strip() for part in parts]
+            paths = [path.partition("=")[2] if "=" in path.partition("/")[0] else path for path in paths]
+            found += [path for path in paths if path.startswith("/")]
     return found

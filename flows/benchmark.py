@@ -1,0 +1,20 @@
+"""The benchmark stage as a flow: its form is its flat configuration, the inputs (blank = current) and force."""
+
+from typing import Any
+
+from prefect import flow
+
+from flows.alone import CURRENT, run_alone
+from rpt_core.evaluation.benchmark_config import BenchmarkConfig
+
+
+@flow(name="benchmark", flow_run_name="benchmark", persist_result=False)
+def benchmark_checkpoints(config: BenchmarkConfig = BenchmarkConfig(), inputs: dict[str, str] = CURRENT, force: bool = False) -> Any:
+    """Zero-shot multiple-choice benchmarks (Table 3).
+
+    Args:
+        config: The stage's settings; what is left out keeps its default.
+        inputs: Which version each input role reads, as slot@version; a role that is left out reads the current version.
+        force: Make a new version even where one with the same identity is committed.
+    """
+    return run_alone("benchmark", config, inputs, force)

@@ -1,0 +1,81 @@
+"""The chain as one flow: every stage of a profile in order, each reading exactly the versions this pipeline made or found."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from prefect import flow
+from prefect.artifacts import create_markdown_artifact
+from prefect.context import FlowRunContext
+from prefect.states import Failed
+
+from flows.plan import Step, boundaries, kept_steps, references, wire
+from flows.profile import configure_all, load_profile, override
+from rpt_core.store.errors import UserError
+from rpt_core.store.workspace import Workspace
+from tasks.stage import run_stage, tolerant
+from tasks.summary import table
+from tasks.tracking import Tracking
+
+AS_WRITTEN: dict[str, Any] = {}  # no override: the profile as its file says
+
+
+@flow(name="pipeline", flow_run_name="pipeline-{profile}", persist_result=False)
+def pipeline(profile: str = "tiny", overrides: dict[str, Any] = AS_WRITTEN, from_stage: str = "", until_stage: str = "",
+             force: bool = False) -> Any:
+    """Run a profile's stages, from documents to the report. Stages whose result is committed already are not run again.
+
+    Args:
+        profile: Name of a packaged profile (tiny, small-gpu, paper-14b) or the path of a profile file.
+        overrides: Settings on top of the profile, as {"stage.setting": value}, e.g. {"select.min_entropy": 1.0, "seed": 7}.
+        from_stage: First stage to run; earlier ones are taken as they are committed. Blank = the first of the profile.
+        until_stage: Last stage to run. Blank = the last of the profile.
+        force: Run the stages even where their result is committed.
+    """
+    try:
+        workspace = Workspace.from_environment()
+        chosen = override(load_profile(profile), overrides)
+        steps = [Step(slot, stage, config) for slot, stage, config in configure_all(chosen)]
+        begin, end = boundaries(chosen.slots, from_stage, until_stage)
+        made = kept_steps(steps[:begin], workspace)
+    except UserError as error:
+        return Failed(message=str(error))
+    tracking = Tracking(workspace)
+    key = tracking.begin_pipeline(f"pipeline {chosen.name}", {"profile": profile, **dict(overrides), "from_stage": from_stage,
+                                                              "until_stage": until_stage, "force": force})
+    status = "KILLED"
+    results: list[dict[str, Any]] = []
+    try:
+        for step in steps[begin:end]:
+            state = run_wired(step, made, workspace, force, key)
+            if state.is_failed():
+                status = "FAILED"
+                if state.data is None:
+                    return Failed(message=state.message)
+            result = state.result()
+            made[step.slot] = result["version"]
+            results.append(result)
+        status = "FINISHED"
+    except UserError as error:
+        status = "FAILED"
+        return Failed(message=str(error))
+    except Exception:
+        status = "FAILED"
+        raise
+    finally:
+        run_id = tracking.end_pipeline(key, status)
+    kept = [{"slot": s.slot, "version": s.version, "cached": True, "seconds": 0.0, "counts": {}} for s in steps[:begin] if s.version]
+    with tolerant("the pipeline's summary"):
+        if FlowRunContext.get():
+            said = [(r, "kept") for r in kept] + [(r, "cached" if r["cached"] else "run") for r in results]
+            rows = [[r["slot"], r["version"], how, r["seconds"]] for r, how in said]
+            text = f"## {chosen.name}\n\nWorkspace `{workspace.path}`, MLflow run `{run_id or 'not sent yet'}`.\n\n"
+            create_markdown_artifact(text + table(["stage", "version", "", "seconds"], rows) + "\n", key="pipeline")
+    return {"profile": chosen.name, "stages": results, "kept": [r["slot"] for r in kept], "mlflow_run": run_id}
+
+
+def run_wired(step: Step, made: Mapping[str, str | None], workspace: Workspace, force: bool, key: str) -> Any:
+    """Wire a step to what the pipeline has made so far and run it as one task; returns the task's final state."""
+    wired = wire(step.slot, step.stage, step.config, made, workspace)
+    step = replace(step, inputs=references(wired, made))
+    return run_stage(step.slot, step.stage, step.config, step.inputs, force, key, return_state=True)

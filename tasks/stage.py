@@ -1,0 +1,214 @@
+"""The one Prefect task: run a stage, show its progress, then refresh the catalog and tracking.
+
+The stage itself knows neither Prefect nor MLflow; what it says through its events is carried to both from here."""
+
+import errno
+import logging
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Protocol
+from uuid import UUID
+
+from prefect import task
+from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.context import TaskRunContext
+from prefect.logging import get_run_logger
+from prefect.states import Failed, State
+
+from rpt_core.store.config import StageConfig
+from rpt_core.store.context import Context
+from rpt_core.store.errors import UserError
+from rpt_core.store.stage import Outcome, Stage, execute
+from rpt_core.store.workspace import Workspace
+from tasks.summary import outcome_markdown
+from tasks.tracking import Tracking
+
+logger = logging.getLogger("rpt")
+
+PROGRESS_EVERY = 5.0  # seconds between two updates of the progress artifact
+FORWARD_EVERY = 10.0  # seconds between two looks for closed parts to send to MLflow
+
+
+class Observer(Protocol):
+    """Someone in this process who watches stages, e.g. the command line's progress bars."""
+
+    def begin(self, slot: str) -> None: ...
+    def event(self, slot: str, event: dict[str, Any]) -> None: ...
+    def end(self, slot: str, result: dict[str, Any] | None) -> None: ...
+
+
+_observers: list[Observer] = []
+
+
+@contextmanager
+def observed_by(observer: Observer) -> Iterator[None]:
+    """Let ``observer`` hear every stage this process runs meanwhile."""
+    _observers.append(observer)
+    try:
+        yield
+    finally:
+        _observers.remove(observer)
+
+
+def _worth_a_retry(task: Any, run: Any, state: State) -> bool:
+    """A refusal (bad input, full disk) is returned as a state without data and would only fail again; an exception may not."""
+    return state.data is not None
+
+
+@task(name="stage", task_run_name="{slot}", cache_policy=NO_CACHE, persist_result=False, retries=int(os.environ.get("RPT_RETRIES", "0")),
+      retry_delay_seconds=10, retry_condition_fn=_worth_a_retry)
+def run_stage(slot: str, stage: Stage, config: StageConfig, inputs: Mapping[str, str], force: bool = False, pipeline: str = "") -> Any:
+    """Run one stage in the workspace named by RPT_HOME. Returns {slot, version, cached, seconds, counts}, or a Failed state whose
+    message is the one sentence for the user. ``pipeline`` is the tracking key of the pipeline the stage runs in."""
+    try:
+        with forwarded_logs():
+            return perform(stage, config, Workspace.from_environment(), inputs, force, pipeline)
+    except UserError as error:
+        return refused(slot, str(error))
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return refused(slot, f"the disk is full ({error.filename or os.environ.get('RPT_HOME')}); what is committed is whole: "
+                                 "free some space and run the same command again.")
+        raise
+
+
+def refused(slot: str, sentence: str) -> State:
+    if TaskRunContext.get():
+        get_run_logger().error(f"{slot}: {sentence}")
+    return Failed(message=sentence)
+
+
+def perform(stage: Stage, config: StageConfig, workspace: Workspace, inputs: Mapping[str, str], force: bool = False,
+            pipeline: str = "") -> dict[str, Any]:
+    """``execute`` with its events carried to the observers, to Prefect's progress artifact and to MLflow."""
+    slot = stage.slot(config)
+    carrier = Carrier(slot, Tracking(workspace), pipeline)
+    before = workspace.current(slot)
+    for observer in _observers:
+        observer.begin(slot)
+    result = None
+    try:
+        outcome = execute(stage, config, workspace, inputs, force=force, listeners=(carrier.hear,), on_begin=carrier.begin)
+        if not outcome.cached or outcome.manifest.version != before or not workspace.catalog_path.exists():
+            refresh_catalog(workspace)
+        result = carrier.end(outcome)
+        return result
+    except BaseException as error:
+        carrier.fail("FAILED" if isinstance(error, Exception) else "KILLED")
+        raise
+    finally:
+        for observer in _observers:
+            observer.end(slot, result)
+
+
+def refresh_catalog(workspace: Workspace) -> None:
+    from rpt_core.catalog.catalog import refresh  # here, so that duckdb is loaded only when tables changed
+
+    refresh(workspace)
+
+
+class Carrier:
+    """Carries one stage's events to the observers, the progress artifact and MLflow, each no oftener than it can take."""
+
+    def __init__(self, slot: str, tracking: Tracking, pipeline: str):
+        self.slot = slot
+        self.tracking = tracking
+        self.pipeline = pipeline
+        self.version = ""
+        self._artifact: UUID | None = None
+        self._shown = self._forwarded = time.monotonic()
+
+    def begin(self, context: Context) -> None:
+        manifest = context.manifest
+        self.version = manifest.version
+        manifest.run_ids = {**manifest.run_ids, **prefect_run_ids()}
+        run_id = self.tracking.begin_version(manifest, self.pipeline)
+        if run_id:
+            manifest.run_ids["mlflow"] = run_id
+        with tolerant("the progress artifact"):
+            if TaskRunContext.get():
+                created = create_progress_artifact(0.0, key=artifact_key(self.slot, "progress"), description=f"{self.slot}@{self.version}")
+                self._artifact = created if isinstance(created, UUID) else None
+
+    def hear(self, event: dict[str, Any]) -> None:
+        for observer in _observers:
+            observer.event(self.slot, event)
+        now = time.monotonic()
+        data = event["data"]
+        if event["type"] == "progress" and self._artifact and data["total"] and now - self._shown > PROGRESS_EVERY:
+            self._shown = now
+            with tolerant("the progress artifact"):
+                update_progress_artifact(self._artifact, progress=round(min(100.0, 100 * data["done"] / data["total"]), 1))
+        if event["type"] in ("metrics", "sample") and now - self._forwarded > FORWARD_EVERY:
+            self._forwarded = now
+            self.tracking.forward(self.slot, self.version)
+
+    def end(self, outcome: Outcome) -> dict[str, Any]:
+        manifest = outcome.manifest
+        result = {"slot": self.slot, "version": manifest.version, "cached": outcome.cached, "seconds": round(outcome.seconds, 3),
+                  "counts": manifest.counts}
+        if outcome.cached:
+            self.tracking.found_version(manifest, self.pipeline)
+        else:
+            self.tracking.end_version(self.slot, manifest.version)
+        with tolerant("the summary artifact"):
+            if TaskRunContext.get():
+                if self._artifact:
+                    update_progress_artifact(self._artifact, progress=100.0)
+                text = outcome_markdown(outcome, self.tracking.workspace)
+                create_markdown_artifact(text, key=artifact_key(self.slot), description=f"{self.slot}@{manifest.version}")
+        return result
+
+    def fail(self, status: str) -> None:
+        if self.version:
+            self.tracking.end_version(self.slot, self.version, status)
+
+
+def artifact_key(slot: str, what: str = "") -> str:
+    """Prefect's artifact keys take lower-case letters, digits and dashes."""
+    return "-".join(filter(None, [*slot.replace("_", ".").split("."), what]))
+
+
+def prefect_run_ids() -> dict[str, str]:
+    context = TaskRunContext.get()
+    if not context:
+        return {}
+    found = {"prefect_task_run": str(context.task_run.id)}
+    if context.task_run.flow_run_id:
+        found["prefect_flow_run"] = str(context.task_run.flow_run_id)
+    return found
+
+
+@contextmanager
+def tolerant(what: str) -> Iterator[None]:
+    """The boundary to Prefect's server: what it cannot take is worth a warning, never a lost training run."""
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001
+        logger.warning(f"Prefect did not take {what} ({type(error).__name__}); the stage goes on.")
+
+
+@contextmanager
+def forwarded_logs() -> Iterator[None]:
+    """What the library logs under ``rpt`` appears in the Prefect run's log too."""
+    if not TaskRunContext.get():
+        yield
+        return
+    target = get_run_logger()
+
+    class Forward(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            target.log(record.levelno, record.getMessage())
+
+    handler = Forward(level=logging.INFO)
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(min(level or logging.INFO, logging.INFO))
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
