@@ -1,0 +1,187 @@
+"""A synthetic corpus of state tracking, and questions of the same kind: every text states a program of moves and then asks
+where it leads from several starts. The answer needs one look-up per move, so no fixed-depth model reads it off in one pass,
+and it is exact, so a thought can be checked. Composition of permutations is the field's usual probe for this.
+
+A document reads: ``Show clock flip wind from two to g : a flip b wind … g flip . two gives six ; three gives one ; … ;
+five works five a flip two b wind … g flip one so one .`` The head names all that is random but the moves (which cost one bit each), and the
+questions follow in a fixed order, so nearly every position of high entropy beyond the head is an answer or a coin flip
+between two moves. ``gives`` hides the steps, ``works`` prints them."""
+
+import hashlib
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from rpt_core.store.seeds import derive_seed
+from rpt_core.store.tables import hash_bytes
+
+LETTERS = "abcdefghijkl"
+MIN_MOVES, MAX_MOVES = 6, len(LETTERS)
+QUESTION_SHARE = 0.1  # of the item space is kept for questions and never occurs in a document
+HIDDEN_WITH_PRINTED, PRINTED, HIDDEN_ALONE = 3, 2, 4  # questions of a document that prints steps, and of one that does not
+
+WORDS: dict[str, tuple[str, str]] = {
+    "clock": ("one two three four five six seven eight", "add flip wind skip tick jump spin push pull slide"),
+    "lamp": ("red blue green black white pink gold grey", "press twist tap swap dim glow fade mix dye shine"),
+    "robot": ("hall attic porch cellar study den barn shed", "go turn climb dash roll stride back hop march drift"),
+    "farm": ("cat dog fox hen owl pig cow bee", "call chase feed hide wake lead ride trade race drop"),
+}
+
+
+@dataclass(frozen=True)
+class Family:
+    """A set of states and moves. ``table[move][state]`` is the state a move leads to; moves are permutations, no two commute."""
+
+    name: str
+    states: tuple[str, ...]
+    moves: tuple[str, ...]
+    table: tuple[tuple[int, ...], ...]
+
+    def run(self, moves: tuple[int, ...], start: int) -> list[int]:
+        """States after each move."""
+        visited, state = [], start
+        for move in moves:
+            state = self.table[move][state]
+            visited.append(state)
+        return visited
+
+
+def _permutation(family: str, move: str, attempt: int, size: int) -> tuple[int, ...]:
+    """A permutation fixed by names alone, so that it is the same under every seed, machine and library version."""
+    return tuple(sorted(range(size), key=lambda state: hashlib.sha256(f"{family} {move} {attempt} {state}".encode()).digest()))
+
+
+@lru_cache(maxsize=1)
+def families() -> tuple[Family, ...]:
+    """The families, each move a permutation without fixed points that commutes with no other move of its family."""
+    found = []
+    for name, (state_words, move_words) in WORDS.items():
+        states, moves = tuple(state_words.split()), tuple(move_words.split())
+        table: list[tuple[int, ...]] = []
+        for move in moves:
+            attempt = 0
+            while True:
+                candidate = _permutation(name, move, attempt, len(states))
+                moving = all(to != state for state, to in enumerate(candidate))
+                if moving and all(any(candidate[other[s]] != other[candidate[s]] for s in range(len(states))) for other in table):
+                    break
+                attempt += 1
+            table.append(candidate)
+        found.append(Family(name, states, moves, tuple(table)))
+    return tuple(found)
+
+
+@dataclass(frozen=True)
+class Program:
+    """A list of moves of one family. ``kit`` is the pair of moves the list is drawn from."""
+
+    family: Family
+    kit: tuple[int, int]
+    moves: tuple[int, ...]
+
+    def item_key(self, start: int) -> str:
+        """Hash of an item's content: family, moves, start (16 hex digits)."""
+        words = [self.family.moves[move] for move in self.moves]
+        return hash_bytes(f"{self.family.name} {' '.join(words)} {self.family.states[start]}".encode())
+
+    @property
+    def place(self) -> float:
+        """Where the program stands in [0, 1): a hash of family and first moves, which partitions the item space. Items that
+        are equal, and items of which one goes on where the other ends, stand at the same place."""
+        words = " ".join(self.family.moves[move] for move in self.moves[:MIN_MOVES])
+        return int.from_bytes(hashlib.sha256(f"place {self.family.name} {words}".encode()).digest()[:8], "big") / 2.0**64
+
+    def working(self, start: int) -> str:
+        """`` two a flip six b wind one``: the start, then each letter with its move and the state that leads to."""
+        family = self.family
+        steps = (f" {letter} {family.moves[move]} {family.states[state]}"
+                 for letter, move, state in zip(LETTERS, self.moves, family.run(self.moves, start), strict=False))
+        return f" {family.states[start]}" + "".join(steps)
+
+    def answer(self, start: int) -> str:
+        """`` one``, with the space that precedes it in a text."""
+        return f" {self.family.states[self.family.run(self.moves, start)[-1]]}"
+
+    def statement(self, start: int) -> str:
+        """``clock flip wind from two to g : a flip b wind … g flip .``"""
+        moves = self.family.moves
+        listed = " ".join(f"{letter} {moves[move]}" for letter, move in zip(LETTERS, self.moves, strict=False))
+        kit = " ".join(moves[move] for move in self.kit)
+        return f"{self.family.name} {kit} from {self.family.states[start]} to {LETTERS[len(self.moves) - 1]} : {listed} ."
+
+
+def draw_program(rng: np.random.Generator) -> Program:
+    family = families()[int(rng.integers(len(WORDS)))]
+    first, second = (int(move) for move in rng.choice(len(family.moves), size=2, replace=False))
+    n_moves = int(rng.integers(MIN_MOVES, MAX_MOVES + 1))
+    kit = (min(first, second), max(first, second))
+    return Program(family, kit, tuple(kit[int(bit)] for bit in rng.integers(2, size=n_moves)))
+
+
+def item_space() -> int:
+    """Number of different items (family, moves, start) the generator can ask."""
+    total = 0
+    for family in families():
+        pairs = math.comb(len(family.moves), 2)
+        for n_moves in range(MIN_MOVES, MAX_MOVES + 1):
+            lists = pairs * (2**n_moves - 2) + len(family.moves)  # both moves occur, or one alone
+            total += lists * len(family.states)
+    return total
+
+
+def split_of(place: float, dev_share: float, test_share: float) -> str:
+    """questions | test | dev | train by a program's place in the item space."""
+    for name, share in (("questions", QUESTION_SHARE), ("test", test_share), ("dev", dev_share)):
+        if place < share:
+            return name
+        place -= share
+    return "train"
+
+
+def write_document(program: Program, start: int, printed: bool) -> tuple[str, list[dict[str, Any]], list[str]]:
+    """The text, the items whose steps it hides (byte offsets of the answer with its leading space; the text is ASCII), and
+    the keys of all its items."""
+    size = len(program.family.states)
+    text = ("Show " if printed else "Tell ") + program.statement(start)
+    hidden, keys = [], []
+    n_hidden = HIDDEN_WITH_PRINTED if printed else HIDDEN_ALONE
+    n_questions = n_hidden + (PRINTED if printed else 0)
+    for index in range(n_questions):
+        asked = (start + index) % size
+        key, working, answer = program.item_key(asked), program.working(asked), program.answer(asked)
+        keys.append(key)
+        if index < n_hidden:
+            text += f" {program.family.states[asked]} gives"
+            hidden.append({"key": key, "byte_start": len(text), "byte_len": len(answer), "working": working, "answer": answer})
+            text += answer
+        else:
+            text += f" {program.family.states[asked]} works{working} so{answer}"
+        text += " ;" if index < n_questions - 1 else " ."
+    return text, hidden, keys
+
+
+@dataclass(frozen=True)
+class GeneratedDocument:
+    text: str
+    split: str
+    source: str
+    meta: dict[str, Any]
+    item_keys: list[str]
+
+
+def generate_documents(n: int, seed: int, *, printed_share: float = 0.7, dev_share: float = 0.05,
+                       test_share: float = 0.05) -> Iterator[GeneratedDocument]:
+    """``n`` documents, the same for the same seed whatever ``n`` is. Their splits partition the item space: no item of a dev
+    or test document, nor the program it asks about, occurs in train or in ``generated_questions``."""
+    for index in range(n):
+        rng = np.random.Generator(np.random.Philox(derive_seed(seed, "document", index)))
+        while (split := split_of((program := draw_program(rng)).place, dev_share, test_share)) == "questions":
+            pass
+        start = int(rng.integers(len(program.family.states)))
+        text, items, keys = write_document(program, start, bool(rng.random() < printed_share))
+        meta = {"generator": {"family": program.family.name, "items": items}}
+        yield GeneratedDocument(text, split, f"generator:{program.family.name}", meta, keys)
