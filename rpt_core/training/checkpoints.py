@@ -5,12 +5,15 @@ Everything is safetensors and JSON, never pickle; folders appear whole or not at
 import hashlib
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
+from transformers.utils import logging
 
 from rpt_core.store.context import Context
 from rpt_core.store.errors import Corrupt, UserError
@@ -23,11 +26,23 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_ma
 def save_model(context: Context, name: str, model: Any, tokenizer_folder: Path) -> str:
     """Write ``files/<name>`` of the version: config.json, safetensors weights, and the tokenizer files of ``tokenizer_folder``, copied
     byte for byte. No generation_config.json: sampling settings come from the stage, never from the model. Returns the weights' digest."""
-    with context.new_folder(name) as folder:
+    with context.new_folder(name) as folder, _without_progress_bar():
         model.save_pretrained(folder)
         (folder / "generation_config.json").unlink(missing_ok=True)
         copy_tokenizer(tokenizer_folder, folder)
     return weights_digest(model)
+
+
+@contextmanager
+def _without_progress_bar() -> Iterator[None]:
+    """Progress is said through events; transformers' own bar would break into theirs."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:

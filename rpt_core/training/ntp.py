@@ -174,6 +174,8 @@ def _head_loss(model: Any, hidden: torch.Tensor, targets: torch.Tensor) -> torch
 def _restore(model: Any, optimizer: torch.optim.Optimizer, settings: NtpSettings, context: Context) -> tuple[Spent, NtpSettings]:
     part = context.resume()
     if not part:
+        context.close_part({"state": None})  # from here on, what an attempt says before it dies is unsaid by the next
+    if not part or not part["state"]:
         return Spent(), settings
     extra = load_state(context, part["state"], model, optimizer)
     spent = Spent(**extra["spent"])

@@ -15,7 +15,6 @@ from rpt_core.training.optimizer import clip_gradients, learning_rate, make_opti
 from tests.helpers import data_path
 
 
-
 def shape(layers):
     return Qwen2Config(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=layers, num_attention_heads=4,
                        num_key_value_heads=2, tie_word_embeddings=True, max_position_embeddings=64)

@@ -1,0 +1,218 @@
+"""The next-token loop: plans depend on the step alone, a killed run ends with the same bits, and bad numbers stop it cleanly."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.numpy import load_file
+from transformers import Qwen2Config, Qwen2ForCausalLM
+
+from rpt_core.store.context import Context
+from rpt_core.store.errors import UserError
+from rpt_core.store.events import read_events
+from rpt_core.store.tables import Manifest
+from rpt_core.store.workspace import Workspace
+from rpt_core.training import ntp
+from rpt_core.training.checkpoints import weights_digest
+from rpt_core.training.flops import training_flops
+from rpt_core.training.ntp import NtpSettings, token_nll, train_ntp
+from rpt_core.training.packing import NO_LOSS, PackedDocuments, PromptedResponses, fixed_windows
+
+EOS = 0
+
+
+def micro(seed=0):
+    torch.manual_seed(seed)
+    return Qwen2ForCausalLM(Qwen2Config(vocab_size=50, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+                                        num_key_value_heads=2, tie_word_embeddings=True, max_position_embeddings=64))
+
+
+def documents(count=30, seed=0):
+    rng = np.random.default_rng(seed)
+    return [rng.integers(1, 50, rng.integers(5, 40)).astype(np.int32) for _ in range(count)]
+
+
+def context_in(path):
+    identity = "0" * 16
+    return Context(Workspace(path), Manifest("bootstrap", "bootstrap", identity, f"{identity}-1", 1, {}, {}, {}), {}, {})
+
+
+# --- plans --------------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 5), st.integers(4, 24), st.integers(1, 5))
+def test_an_epoch_of_windows_covers_every_document_once_whatever_the_window(seed, window, batch):
+    docs = documents(seed=seed)
+    plan = PackedDocuments(docs, EOS, window, 1, seed)
+    rows = np.concatenate([plan.batch(step + 1).targets for step in range(plan.windows_per_epoch)])
+    inputs = np.concatenate([plan.batch(step + 1).inputs for step in range(plan.windows_per_epoch)])
+    assert (rows != NO_LOSS).all()
+    assert np.array_equal(rows[:, :-1], inputs[:, 1:])
+    stream = sorted(np.concatenate([np.append(d, EOS) for d in docs]).tolist())
+    seen = sorted(inputs.flatten().tolist())
+    missing = len(stream) - len(seen)
+    assert 0 < missing <= window
+    for value in set(seen):
+        assert seen.count(value) <= stream.count(value)
+    grouped = PackedDocuments(docs, EOS, window, batch, seed)
+    assert np.array_equal(grouped.batch(1).inputs, inputs[:batch]) or batch > plan.windows_per_epoch
+
+
+def test_a_plan_gives_the_same_batch_for_a_step_however_it_was_reached_and_another_for_another_seed():
+    steps = [1, 7, 3, 40, 7]
+    fresh = [PackedDocuments(documents(), EOS, 8, 4, 5).batch(step).inputs for step in steps]
+    plan = PackedDocuments(documents(), EOS, 8, 4, 5)
+    walked = [plan.batch(step).inputs for step in steps]
+    assert all(np.array_equal(a, b) for a, b in zip(fresh, walked, strict=True))
+    assert not np.array_equal(fresh[0], PackedDocuments(documents(), EOS, 8, 4, 6).batch(1).inputs)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.tuples(st.lists(st.integers(1, 49), min_size=1, max_size=9), st.lists(st.integers(1, 49), min_size=1, max_size=5)),
+                min_size=1, max_size=12), st.integers(1, 5), st.integers(0, 3))
+def test_examples_are_each_seen_once_an_epoch_and_only_their_responses_are_learnt(examples, batch, seed):
+    plan = PromptedResponses(examples, batch, seed, epochs=2)
+    for epoch in range(2):
+        seen = []
+        for step in range(plan.steps_per_epoch):
+            found = plan.batch(epoch * plan.steps_per_epoch + step + 1)
+            for inputs, targets, length in zip(found.inputs, found.targets, found.lengths, strict=True):
+                learnt = np.flatnonzero(targets != NO_LOSS)
+                response = targets[learnt].tolist()
+                prompt = inputs[: learnt[0] + 1].tolist()
+                assert learnt.tolist() == list(range(learnt[0], length))
+                assert inputs[learnt[0] + 1 : length].tolist() == response[:-1]
+                seen.append((prompt, response))
+        assert sorted(seen) == sorted((list(p), list(r)) for p, r in examples)
+
+
+def test_too_little_text_for_a_window_is_said_with_both_figures():
+    with pytest.raises(UserError, match=r"hold 4 tokens, fewer than one window of 64"):
+        PackedDocuments([np.array([1, 2, 3], np.int32)], EOS, 64, 1, 0)
+
+
+# --- the loop -----------------------------------------------------------------------------------------------------------
+
+
+def settings_for(**changes):
+    return NtpSettings(**{"lr": 1e-2, "part_steps": 4, "log_steps": 1, "threads": 1, "warmup_steps": 2, "schedule": "cosine", **changes})
+
+
+def plan_of(steps=11):
+    return PackedDocuments(documents(), EOS, 16, 4, 3, steps)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run that was never interrupted: (weights digest, spent, events)."""
+    context = context_in(tmp_path_factory.mktemp("whole") / "ws")
+    model = micro()
+    spent = train_ntp(model, plan_of(), settings_for(), context)
+    context.close()
+    return weights_digest(model), spent, list(read_events(context.events.path))
+
+
+def test_the_loss_falls_and_what_was_spent_is_counted(whole):
+    _, spent, events = whole
+    losses = [event["data"]["loss"] for event in events if event["type"] == "metrics"]
+    assert len(losses) == spent.step == 11
+    assert losses[-1] < losses[0]
+    assert spent.tokens == 11 * 4 * 16
+    assert spent.flops == pytest.approx(11 * training_flops(micro().config, [16] * 4))
+
+
+@pytest.mark.parametrize("killed_at", [2, 4, 6, 9, 11])
+def test_a_run_that_died_ends_with_the_same_bits_and_says_no_step_twice(tmp_path, monkeypatch, whole, killed_at):
+    """Step 2 dies before any part, 4 in the step that would close one, 6 and 9 in between."""
+    real, count = ntp._train_step, [0]
+
+    def dying(*arguments):
+        count[0] += 1
+        if count[0] == killed_at:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(ntp, "_train_step", dying)
+    context = context_in(tmp_path / "ws")
+    with pytest.raises(KeyboardInterrupt):
+        train_ntp(micro(), plan_of(), settings_for(), context)
+    context.close()
+    monkeypatch.setattr(ntp, "_train_step", real)
+    context = context_in(tmp_path / "ws")
+    model = micro(seed=9)  # a resume takes the weights from the state, not from the start
+    model = model if killed_at > 4 else micro()
+    spent = train_ntp(model, plan_of(), settings_for(threads=2 if killed_at > 4 else 1), context)
+    context.close()
+    assert weights_digest(model) == whole[0]
+    assert (spent.step, spent.flops, spent.tokens) == (whole[1].step, whole[1].flops, whole[1].tokens)
+    steps = [event["step"] for event in read_events(context.events.path) if event["type"] == "metrics"]
+    assert steps == list(range(1, 12))
+    torch.set_num_threads(1)
+
+
+def test_micro_batches_add_up_to_the_whole_batchs_gradient():
+    batch = PromptedResponses([([1, 2, 3], [4, 5]), ([6], [7]), ([8, 9], [10, 11, 12, 13])], 3, 0, 1).batch(1)
+    updated = []
+    for rows in (3, 1):
+        model = micro()
+        ntp._train_step(model, torch.optim.SGD(model.parameters(), 0.5), batch, settings_for(micro_batch=rows, max_grad_norm=0.0))
+        updated.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    assert torch.allclose(*updated, atol=1e-6)
+
+
+def test_padding_and_masked_targets_change_nothing_and_logits_in_pieces_give_the_same_loss(monkeypatch):
+    examples = [([1, 2, 3], [4, 5]), ([6], [7]), ([8, 9], [10, 11, 12, 13])]
+    model = micro().eval()
+    batch = PromptedResponses(examples, 3, 0, 1).batch(1)
+    together, count = token_nll(model, [batch])
+    by_hand = 0.0
+    for prompt, response in examples:
+        ids = torch.tensor([prompt + response])
+        with torch.no_grad():
+            logprobs = model(ids).logits.log_softmax(-1)[0]
+        by_hand -= sum(float(logprobs[len(prompt) + k - 1, token]) for k, token in enumerate(response))
+    assert count == 7
+    assert together == pytest.approx(by_hand, rel=1e-5)
+    whole_loss = ntp._loss_sum(model, batch, slice(None), "float32")
+    whole_loss.backward()
+    gradient = model.get_input_embeddings().weight.grad.clone()
+    model.zero_grad()
+    monkeypatch.setattr(ntp, "HEAD_TOKENS", 3)
+    pieces = ntp._loss_sum(model, batch, slice(None), "float32")
+    pieces.backward()
+    assert float(pieces.detach()) == pytest.approx(float(whole_loss.detach()), rel=1e-6)
+    assert torch.allclose(model.get_input_embeddings().weight.grad, gradient, atol=1e-6)
+
+
+def test_a_budget_ends_with_the_first_step_that_reaches_it(tmp_path):
+    step_flops = training_flops(micro().config, [16] * 4)
+    context = context_in(tmp_path / "ws")
+    spent = train_ntp(micro(), plan_of(steps=None), settings_for(budget_flops=2.5 * step_flops), context)
+    context.close()
+    assert spent.step == 3
+    assert 2.5 * step_flops <= spent.flops < 3.5 * step_flops
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_weights_change_and_keeps_the_batch(tmp_path):
+    context = context_in(tmp_path / "ws")
+    model = micro()
+    with torch.no_grad():
+        model.get_decoder().norm.weight.fill_(float("nan"))
+    before = weights_digest(model)
+    with pytest.raises(UserError, match="stopped at step 1: loss nan"):
+        train_ntp(model, plan_of(), settings_for(), context)
+    context.close()
+    assert weights_digest(model) == before
+    saved = load_file(next(context.state.glob("bad-batch-*")))
+    assert np.array_equal(saved["inputs"], plan_of().batch(1).inputs)
+
+
+def test_likelihood_windows_cover_a_text_once():
+    docs = documents(5)
+    batches = fixed_windows(docs, EOS, 7)
+    targets = np.concatenate([batch.targets[0] for batch in batches])
+    assert targets.tolist() == [token for d in docs for token in [*d.tolist(), EOS]]
+    assert batches[0].inputs[0, 0] == EOS
+    assert len(fixed_windows(docs, EOS, 7, limit=2)) == 2
