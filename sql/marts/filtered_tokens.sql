@@ -1,0 +1,19 @@
+-- help: One eligible token of the current selection, as the filter scorer saw it, with its text and its context.
+-- column position_id: The position.
+-- column doc_id: The document.
+-- column position: Index of the token in the document.
+-- column byte_start: Offset of the token's first byte in the document.
+-- column split: The document's split.
+-- column source: Where the document came from.
+-- column meta: JSON object with the document's other fields.
+-- column context: The text before the token, at most its last 80 bytes.
+-- column token: The token as text, with U+FFFD for bytes that are not UTF-8.
+-- column token_id: Vocabulary entry of the token.
+-- column scorer: The scorer that entropy, nll and rank come from.
+-- column entropy: Entropy of the scorer's renormalised top-16, nats.
+-- column nll: Negative log-likelihood of the token by the scorer, nats.
+-- column rank: Rank of the token in the scorer's distribution, 0 = most likely.
+-- column difficulty: Highest level the difficulty scorer's entropy exceeds: below, easy, medium or hard.
+-- column winnable: Extracting the boxed truth can earn the reward.
+-- column selected: Sample the position belongs to: train, dev, test, or '' for none.
+SELECT * FROM filtered_tokens_at('filter', -1)
