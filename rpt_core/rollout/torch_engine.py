@@ -170,18 +170,19 @@ class _Sampler:
             tokens[index, step], logprobs[index, step] = drawn.cpu().numpy(), logs.cpu().numpy()
             written[index] = step + 1
         stops = np.isin(tokens, self.sampling.stop_ids) & (np.arange(shape[1]) < written[:, None])
-        stopped = stops.any(1)
+        stopped = np.asarray(stops.any(1))
         return tokens, logprobs, np.where(stopped, stops.argmax(1) + 1, written), stopped
 
     def _looks(self) -> bool:
         return len(self.steps) % CHECK_EVERY == 0 and len(self.sampling.stop_ids) > 0
 
     def _uniforms(self, step: int) -> Tensor:
-        if self._random is None or step % _BLOCK == 0:
-            first = step - step % _BLOCK
-            count = min(_BLOCK, self.sampling.max_new_tokens - first)
-            self._random = torch.from_numpy(uniforms(self.seeds[self.rows.cpu().numpy()].tolist(), first, count)).to(self.device)
-        return self._random[:, step % _BLOCK]
+        block = self._random
+        if block is None or step % _BLOCK == 0:
+            count = min(_BLOCK, self.sampling.max_new_tokens - step)
+            block = torch.from_numpy(uniforms(self.seeds[self.rows.cpu().numpy()].tolist(), step, count)).to(self.device)
+            self._random = block
+        return block[:, step % _BLOCK]
 
 
 def inverse_cdf(logprobs: Tensor, uniform: Tensor) -> Tensor:
