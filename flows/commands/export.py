@@ -1,0 +1,69 @@
+"""`rpt export hf`: a checkpoint as a Hugging Face folder outside the workspace, every file checked on the way."""
+
+import shutil
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flows.commands.common import open_workspace, out
+from rpt_core.store.errors import Corrupt, UserError
+from rpt_core.store.files import fsync_path, sha256_file
+from rpt_core.store.tables import Manifest
+from rpt_core.store.workspace import Workspace
+
+app = typer.Typer(no_args_is_help=True, help="Take checkpoints out of the workspace.")
+
+
+@app.callback()
+def export() -> None:
+    """Take checkpoints out of the workspace.
+
+    Example: rpt export hf --checkpoint pretrain --to ./my-model
+    """
+
+
+def checkpoint_folder(workspace: Workspace, checkpoint: str) -> tuple[Path, Manifest, str]:
+    """``slot``, ``slot@version`` or either with ``:step`` as (model folder, the manifest that vouches for it, its name)."""
+    reference, _, step = checkpoint.partition(":")
+    slot, _, version = reference.partition("@")
+    version = version or workspace.current(slot) or ""
+    if not version:
+        raise UserError(f"{slot} has no current version; `rpt tables` lists what there is.")
+    rows = workspace.table(slot, version, "checkpoints").read().to_pylist()
+    if step and not step.isdigit():
+        raise UserError(f"{checkpoint} is not of the form slot@version:step.")
+    found = [row for row in rows if not step or row["step"] == int(step)]
+    if not found:
+        raise UserError(f"{slot}@{version} holds no checkpoint of step {step}; it holds {', '.join(str(row['step']) for row in rows)}.")
+    last = max(found, key=lambda row: row["step"])
+    return workspace.path / last["uri"], workspace.manifest(slot, version), f"{slot}@{version}:{last['step']}"
+
+
+@app.command()
+def hf(
+    to: Annotated[Path, typer.Option("--to", help="New folder to write.")],
+    checkpoint: Annotated[str, typer.Option(help="slot, slot@version or slot@version:step; the last step by default.")] = "pretrain",
+) -> None:
+    """Copy a checkpoint as a Hugging Face folder (safetensors, config, tokenizer), checked against the manifest.
+
+    Example: rpt export hf --checkpoint pretrain --to ./my-model
+    """
+    folder, manifest, name = checkpoint_folder(open_workspace(), checkpoint)
+    if to.exists():
+        raise UserError(f"{to} exists already; name a new folder.")
+    version_folder = next(parent for parent in folder.parents if (parent / "manifest.json").exists())
+    temporary = to.absolute().with_name(f".{to.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        shutil.copytree(folder, temporary, copy_function=shutil.copyfile)
+        for path in sorted(temporary.rglob("*")):
+            if path.is_file():
+                source = str((folder / path.relative_to(temporary)).relative_to(version_folder))
+                if source not in manifest.files or sha256_file(path) != manifest.files[source]["sha256"]:
+                    raise Corrupt(f"{source} of {name} no longer matches its manifest; `rpt tables verify` says what else.")
+                fsync_path(path)
+        temporary.rename(to.absolute())
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    out.print(f"{name} → {to.absolute()}", markup=False)

@@ -1,0 +1,74 @@
+"""Every flow as a deployment: one per stage and the pipeline, found by module path so that no working directory matters."""
+
+import importlib
+import os
+from typing import Any
+
+from prefect.deployments.runner import EntrypointType, RunnerDeployment
+from prefect.flows import Flow
+from prefect.schedules import Cron
+
+from rpt_core.store.errors import UserError
+from rpt_core.store.workspace import Workspace
+
+FLOWS: dict[str, str] = {
+    "ingest": "flows.ingest.ingest_corpus",
+    "bootstrap": "flows.bootstrap.bootstrap_model",
+    "score": "flows.score.score_tokens",
+    "select": "flows.select.select_positions",
+    "warmstart": "flows.warmstart.warmstart_policy",
+    "pretrain": "flows.pretrain.pretrain_policy",
+    "control": "flows.control.train_control",
+    "evaluate": "flows.evaluate.evaluate_checkpoints",
+    "scaling": "flows.scaling.fit_scaling",
+    "finetune": "flows.finetune.finetune_policy",
+    "benchmark": "flows.benchmark.benchmark_checkpoints",
+    "patterns": "flows.patterns.count_patterns",
+    "report": "flows.report.write_report",
+    "pipeline": "flows.pipeline.pipeline",
+}
+TAGS = {"pipeline": ["rpt"], **{name: ["rpt", "training"] for name in ("bootstrap", "warmstart", "pretrain", "control", "finetune")}}
+WEEKLY = "0 3 * * 1"  # Mondays at three
+
+
+def flow_of(name: str) -> Flow[..., Any]:
+    module, _, function = FLOWS[name].rpartition(".")
+    return getattr(importlib.import_module(module), function)
+
+
+def worker_environment(workspace: Workspace) -> dict[str, str]:
+    """What a worker's run must know: the workspace, the source roots, where MLflow is. Nothing secret."""
+    found = {"RPT_HOME": str(workspace.path), "RPT_RETRIES": os.environ.get("RPT_RETRIES", "2")}
+    for name in ("RPT_SOURCES", "MLFLOW_TRACKING_URI", "RPT_TRACKING", "HF_HOME", "HF_HUB_OFFLINE"):
+        if os.environ.get(name):
+            found[name] = os.environ[name]
+    return found
+
+
+def deployments(workspace: Workspace, pool: str | None = None) -> list[RunnerDeployment]:
+    """One deployment per flow; with ``pool`` for that work pool, RPT_HOME and RPT_SOURCES in its job variables."""
+    found = []
+    for name in FLOWS:
+        flow = flow_of(name)
+        extra: dict[str, Any] = {"work_pool_name": pool, "job_variables": {"env": worker_environment(workspace)}} if pool else {}
+        if name == "pipeline":
+            extra.update(schedule=Cron(WEEKLY, timezone="UTC", active=False))  # paused until someone switches it on
+        found.append(RunnerDeployment.from_flow(flow, name=name, description=(flow.description or "").split("\n\n")[0],
+                                                tags=TAGS.get(name, ["rpt"]), entrypoint_type=EntrypointType.MODULE_PATH, **extra))
+    return found
+
+
+def ensure_pool(name: str) -> None:
+    """Create the process work pool, or UserError where one of another type has its name."""
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.actions import WorkPoolCreate
+    from prefect.exceptions import ObjectNotFound
+
+    with get_client(sync_client=True) as client:
+        try:
+            found = client.read_work_pool(name)
+        except ObjectNotFound:
+            client.create_work_pool(WorkPoolCreate(name=name, type="process"))
+            return
+    if found.type not in ("process", "docker"):
+        raise UserError(f"the work pool {name} is of type {found.type}; name a process pool.")
