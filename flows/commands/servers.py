@@ -105,29 +105,32 @@ def start_all(workspace: Workspace, prefect_port: int, mlflow_port: int, pool: s
                    "MLFLOW_DISABLE_TELEMETRY": "true"}
     services: list[Service] = []
     try:
-        python = [sys.executable, "-m"]
-        services.append(Service("prefect-server", [*python, "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(prefect_port)],
+        python, local = [sys.executable, "-m"], ["--host", "127.0.0.1", "--port"]
+        services.append(Service("prefect-server", [*python, "prefect", "server", "start", *local, str(prefect_port)],
                                 environment, folder, f"{api}/health"))
         if not os.environ.get("MLFLOW_TRACKING_URI"):
             from tasks.tracking import Tracking
 
             tracking = Tracking(workspace)
             tracking.client()  # makes the store and its experiment once, before a server opens it
-            services.append(Service("mlflow-server", [*python, "mlflow", "server", "--backend-store-uri", tracking.uri, "--host", "127.0.0.1",
-                                                      "--port", str(mlflow_port), "--workers", "1", "--artifacts-destination",
-                                                      str(workspace.path / "mlflow" / "artifacts")], environment, folder, f"{mlflow}/health"))
+            command = [*python, "mlflow", "server", *local, str(mlflow_port), "--workers", "1", "--backend-store-uri", tracking.uri,
+                       "--artifacts-destination", str(workspace.path / "mlflow" / "artifacts")]
+            services.append(Service("mlflow-server", command, environment, folder, f"{mlflow}/health"))
         mlflow = os.environ.get("MLFLOW_TRACKING_URI") or mlflow
         for service in services:
             service.wait()
-        made = subprocess.run([sys.executable, "-m", "flows.cli", "deploy", "--pool", pool], env=environment, capture_output=True, text=True)
+        environment["MLFLOW_TRACKING_URI"] = mlflow
+        made = subprocess.run([*python, "flows.cli", "deploy", "--pool", pool], env=environment, capture_output=True, text=True)
         if made.returncode:
-            raise UserError(f"the deployments could not be made: {made.stderr.strip().splitlines()[-1] if made.stderr.strip() else 'no reason said'}")
+            said = made.stderr.strip().splitlines() or ["no reason said"]
+            raise UserError(f"the deployments could not be made: {said[-1]}")
         services.append(Service("worker", [*python, "prefect", "worker", "start", "--pool", pool, "--name", "rpt-up"], environment, folder))
     except BaseException:
         for service in reversed(services):
             service.stop()
         raise
-    return services, {"Prefect": f"http://127.0.0.1:{prefect_port}", "MLflow": mlflow, "workspace": str(workspace.path), "logs": str(folder)}
+    links = {"Prefect": f"http://127.0.0.1:{prefect_port}", "MLflow": mlflow, "workspace": str(workspace.path), "logs": str(folder)}
+    return services, links
 
 
 def up(
