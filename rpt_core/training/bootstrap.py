@@ -22,7 +22,7 @@ from rpt_core.tokens.bytes import document_spans, load_tokenizer
 from rpt_core.tokens.models import resolve_device, tune_allocator
 from rpt_core.training.bootstrap_config import BootstrapConfig
 from rpt_core.training.checkpoints import checkpoint_row, save_model
-from rpt_core.training.ntp import NtpSettings, resolve_precision, token_nll, train_ntp
+from rpt_core.training.ntp import settings_of, token_nll, train_ntp
 from rpt_core.training.packing import PackedDocuments, fixed_windows
 
 END_OF_TEXT = "<|endoftext|>"
@@ -43,12 +43,9 @@ def run(config: BootstrapConfig, context: Context) -> Manifest:
     plan = PackedDocuments(train, tokenizer.eos_token_id, config.window, config.batch_windows, derive_seed(config.seed, "bootstrap"), steps)
     model: Any = new_model(config, len(tokenizer))
     model.to(device)
-    settings = NtpSettings(
-        lr=config.lr, schedule=config.schedule, warmup_steps=round(config.warmup_share * steps), weight_decay=config.weight_decay,
-        beta2=config.beta2, max_grad_norm=config.max_grad_norm, precision=resolve_precision(config.precision, device),
-        micro_batch=config.micro_batch, threads=config.threads, part_steps=config.part_steps, log_steps=config.log_steps)
+    settings = settings_of(config, device, warmup_steps=round(config.warmup_share * steps))
     context.events.message(f"training {sum(p.numel() for p in model.parameters()):,} parameters with {len(tokenizer)} vocabulary entries "
-                           f"on {plan.tokens:,} tokens of {len(train)} documents in {settings.precision}.")
+                           f"on {plan.tokens:,} tokens of {len(train)} documents in {settings.dtype}.")
     spent = train_ntp(model, plan, settings, context)
     weights = save_model(context, "model", model, tokenizer_folder)
     row = checkpoint_row(context, "model", "bootstrap", weights=weights, parent_id="", seed=config.seed, step=spent.step, flops=spent.flops,
@@ -56,7 +53,7 @@ def run(config: BootstrapConfig, context: Context) -> Manifest:
     context.write("checkpoints", [row])
     counts = {"vocabulary": len(tokenizer), "parameters": sum(p.numel() for p in model.parameters()), "train_documents": len(train),
               "epoch_tokens": plan.tokens, "tokens_trained": spent.tokens, "epochs": round(spent.tokens / plan.tokens, 3),
-              "final_loss": spent.loss, "precision": settings.precision, **_dev_likelihood(config, documents, tokenizer, model)}
+              "final_loss": spent.loss, "dtype": settings.dtype, **_dev_likelihood(config, documents, tokenizer, model)}
     return context.commit(counts)
 
 

@@ -4,12 +4,14 @@ from typing import Literal
 
 from pydantic import model_validator
 
-from rpt_core.store.config import StageConfig, runtime, semantic
+from rpt_core.store.config import semantic
 from rpt_core.store.stage import Read, Stage
+from rpt_core.training.ntp_config import NtpConfig
 
 
-class BootstrapConfig(StageConfig):
-    seed: int = semantic(0, "Seed of the initial weights and of the order of documents.", ge=0)
+class BootstrapConfig(NtpConfig):
+    """Tokenizer, architecture, training. Defaults are those of the `tiny` profile: 0.9 M parameters."""
+
     # tokenizer
     vocab_size: int = semantic(600, "Largest vocabulary, entries; 256 bytes and 4 control tokens included.", ge=260, le=200_000)
     min_pair_count: int = semantic(8, "Merge only pairs seen at least this often, so that a small corpus keeps a small vocabulary.", ge=1)
@@ -26,21 +28,11 @@ class BootstrapConfig(StageConfig):
     train_tokens: int = semantic(5_200_000, "Tokens of next-token training; documents repeat until they are reached.", ge=1)
     window: int = semantic(256, "Tokens of a training window.", ge=8)
     batch_windows: int = semantic(16, "Windows in an optimizer step.", ge=1)
-    lr: float = semantic(3e-3, "Highest learning rate.", gt=0, le=1)
+    lr: float = semantic(3e-3, "Highest learning rate of AdamW.", gt=0, le=1)
     schedule: Literal["constant", "linear", "cosine"] = semantic("cosine", "How the learning rate falls after the warm-up.")
     warmup_share: float = semantic(0.05, "Share of the steps in which the learning rate rises.", ge=0, le=1)
-    weight_decay: float = semantic(0.01, "AdamW's weight decay.", ge=0)
-    beta2: float = semantic(0.99, "AdamW's second moment decay.", gt=0, lt=1)
-    max_grad_norm: float = semantic(1.0, "Gradients are scaled to at most this norm; 0 = no limit.", ge=0)
-    precision: Literal["auto", "float32", "bfloat16"] = semantic(
-        "auto", "bfloat16 = autocast with float32 weights; auto = where the processor multiplies bfloat16 natively.")
+    beta2: float = semantic(0.99, "AdamW's decay of the second moment.", gt=0, lt=1)
     dev_windows: int = semantic(64, "Windows of dev documents on which the final likelihood is measured; 0 = none.", ge=0)
-    # machine
-    device: str = runtime("auto", "cpu, cuda, or auto.")
-    threads: int = runtime(0, "CPU threads; 0 = torch's choice.", ge=0)
-    micro_batch: int = runtime(64, "Windows in one pass; smaller takes less memory.", ge=1)
-    part_steps: int = runtime(250, "Steps between saved states a resume can start from.", ge=1)
-    log_steps: int = runtime(10, "Steps between logged metrics.", ge=1)
 
     @model_validator(mode="after")
     def _shapes_fit(self) -> "BootstrapConfig":

@@ -16,8 +16,10 @@ from torch.utils.checkpoint import checkpoint
 
 from rpt_core.store.context import Context
 from rpt_core.store.errors import UserError
+from rpt_core.tokens.models import body_and_head, set_threads
 from rpt_core.training.checkpoints import load_state, save_state
 from rpt_core.training.flops import training_flops
+from rpt_core.training.ntp_config import NtpConfig
 from rpt_core.training.optimizer import Schedule, clip_gradients, learning_rate, make_optimizer, set_learning_rate
 from rpt_core.training.packing import NO_LOSS, Batch, Plan
 
@@ -37,11 +39,21 @@ class NtpSettings:
     beta2: float = 0.999
     max_grad_norm: float = 1.0
     budget_flops: float = math.inf
-    precision: Literal["float32", "bfloat16"] = "float32"
+    dtype: Literal["float32", "bfloat16"] = "float32"
     micro_batch: int = 64
     threads: int = 0
+    gradient_checkpointing: bool = False
     part_steps: int = 200
     log_steps: int = 10
+
+
+def settings_of(config: NtpConfig, device: str, *, warmup_steps: int = 0, budget_flops: float = math.inf) -> NtpSettings:
+    """A stage's configuration as settings, ``auto`` resolved for this machine."""
+    return NtpSettings(
+        lr=config.lr, schedule=config.schedule, warmup_steps=warmup_steps, weight_decay=config.weight_decay, beta2=config.beta2,
+        max_grad_norm=config.max_grad_norm, budget_flops=budget_flops, dtype=resolve_dtype(config.dtype, device),
+        micro_batch=config.micro_batch, threads=config.threads, gradient_checkpointing=config.gradient_checkpointing,
+        part_steps=config.part_steps, log_steps=config.log_steps)
 
 
 @dataclass
@@ -62,11 +74,14 @@ def train_ntp(model: Any, plan: Plan, settings: NtpSettings, context: Context) -
     is the last. Raises UserError when a loss or gradient is not finite, with the batch saved beside the state."""
     if plan.steps is None and math.isinf(settings.budget_flops):
         raise ValueError("a plan without end needs a budget")
+    if settings.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    with torch.no_grad():
+        body_and_head(model)  # refuses a model whose logits are more than head(body(ids))
     model.train()
     optimizer = make_optimizer(model, settings.lr, settings.weight_decay, (0.9, settings.beta2))
     spent, settings = _restore(model, optimizer, settings, context)
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
+    set_threads(settings.threads)
     total = plan.steps
     begun, wall_before = time.monotonic(), spent.wall_s
     logged_tokens, logged_at = spent.tokens, begun
@@ -97,18 +112,18 @@ def train_ntp(model: Any, plan: Plan, settings: NtpSettings, context: Context) -
     return spent
 
 
-def token_nll(model: Any, batches: Sequence[Batch], precision: str = "float32") -> tuple[float, int]:
+def token_nll(model: Any, batches: Sequence[Batch], dtype: str = "float32") -> tuple[float, int]:
     """(sum of negative log-likelihoods in nats, number of target tokens) of ``batches`` under ``model``."""
     total, count = 0.0, 0
     model.eval()
     with torch.inference_mode():
         for batch in batches:
-            total += float(_loss_sum(model, batch, slice(None), precision))
+            total += float(_loss_sum(model, batch, slice(None), dtype))
             count += batch.loss_tokens
     return total, count
 
 
-def resolve_precision(wanted: str, device: str = "cpu") -> Literal["float32", "bfloat16"]:
+def resolve_dtype(wanted: str, device: str = "cpu") -> Literal["float32", "bfloat16"]:
     """``auto`` is bfloat16 autocast (weights and optimizer stay float32) where the processor multiplies bfloat16, else float32."""
     if wanted == "auto":
         fast = torch.cuda.is_bf16_supported(including_emulation=False) if device.startswith("cuda") else _cpu_multiplies_bfloat16()
@@ -135,7 +150,7 @@ def _train_step(model: Any, optimizer: torch.optim.Optimizer, batch: Batch, sett
     optimizer.zero_grad(set_to_none=True)
     total = 0.0
     for start in range(0, len(batch.inputs), settings.micro_batch):
-        loss = _loss_sum(model, batch, slice(start, start + settings.micro_batch), settings.precision) / count
+        loss = _loss_sum(model, batch, slice(start, start + settings.micro_batch), settings.dtype) / count
         loss.backward()
         total += float(loss.detach())
     norm = clip_gradients(model.parameters(), settings.max_grad_norm)
@@ -144,15 +159,15 @@ def _train_step(model: Any, optimizer: torch.optim.Optimizer, batch: Batch, sett
     return total, norm
 
 
-def _loss_sum(model: Any, batch: Batch, rows: slice, precision: str) -> torch.Tensor:
+def _loss_sum(model: Any, batch: Batch, rows: slice, dtype: str) -> torch.Tensor:
     """Summed cross-entropy (nats, float32) over the targets of some rows; logits are computed where there is a target only."""
     device = next(model.parameters()).device
     width = max(batch.lengths[rows])
     inputs = torch.from_numpy(batch.inputs[rows, :width].astype(np.int64)).to(device)
     targets = torch.from_numpy(batch.targets[rows, :width]).to(device)
-    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+    with torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16"):
         # Padding stands on the right and attention is causal, so no real token sees it and no mask is needed.
-        hidden = model.get_decoder()(input_ids=inputs, use_cache=False).last_hidden_state
+        hidden = model.base_model(input_ids=inputs, use_cache=False).last_hidden_state
         wanted = targets != NO_LOSS
         hidden, targets = hidden[wanted], targets[wanted]
         if len(targets) <= HEAD_TOKENS or not torch.is_grad_enabled():
@@ -200,4 +215,4 @@ def _stop_on_bad_loss(context: Context, batch: Batch, step: int, loss: float, no
     path = context.state / f"bad-batch-step-{step:08d}.safetensors"
     save_file({"inputs": np.ascontiguousarray(batch.inputs), "targets": np.ascontiguousarray(batch.targets)}, path)
     raise UserError(f"{context.manifest.slot} stopped at step {step}: loss {loss} with gradient norm {norm}; the batch is in {path}; "
-                    "lower the learning rate, or set precision to float32.")
+                    "lower the learning rate, or set dtype to float32.")

@@ -12,7 +12,7 @@ from tests.helpers import commit_table
 
 DIGITS = ["", "zero", "one", "two", "three", "four", "five", "six", "seven"][1:]
 MICRO = {"hidden_size": 32, "intermediate_size": 64, "layers": 2, "heads": 4, "kv_heads": 2, "max_positions": 128, "window": 32,
-         "batch_windows": 4, "train_tokens": 2560, "vocab_size": 300, "threads": 1, "precision": "float32", "part_steps": 6, "log_steps": 1,
+         "batch_windows": 4, "train_tokens": 2560, "vocab_size": 300, "threads": 1, "dtype": "float32", "part_steps": 6, "log_steps": 1,
          "dev_windows": 8, "device": "cpu"}
 
 

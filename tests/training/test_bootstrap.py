@@ -137,7 +137,8 @@ def test_documents_without_a_train_split_are_refused_with_advice(tmp_path):
         execute(STAGE, micro_bootstrap(), workspace)
 
 
-@pytest.mark.parametrize(("change", "word"), [({"hidden_size": 36}, "even multiple"), ({"kv_heads": 3}, "kv_heads"), ({"window": 2000}, "window")])
+@pytest.mark.parametrize(("change", "word"),
+                         [({"hidden_size": 36}, "even multiple"), ({"kv_heads": 3}, "kv_heads"), ({"window": 2000}, "window")])
 def test_shapes_that_do_not_fit_are_refused_before_anything_runs(change, word):
     with pytest.raises(UserError, match=word):
         BootstrapConfig.build("bootstrap", {"max_positions": 1024, **change})

@@ -195,7 +195,8 @@ def test_a_budget_ends_with_the_first_step_that_reaches_it(tmp_path):
     assert 2.5 * step_flops <= spent.flops < 3.5 * step_flops
 
 
-def test_a_loss_that_is_not_finite_stops_before_the_weights_change_and_keeps_the_batch(tmp_path):
+def test_a_loss_that_is_not_finite_stops_before_the_weights_change_and_keeps_the_batch(tmp_path, monkeypatch):
+    monkeypatch.setattr(ntp, "body_and_head", lambda model: None)  # its comparison would refuse the model first
     context = context_in(tmp_path / "ws")
     model = micro()
     with torch.no_grad():
