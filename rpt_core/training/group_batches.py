@@ -118,8 +118,9 @@ def pad_rows(rows: Sequence[Row], device: torch.device | str = "cpu") -> GroupBa
     if any(len(row.responses) > 1 for row in rows):
         mask = _prefix_sharing_mask(segment.to(device))
     longest = max(len(tokens) for row in rows for tokens in row.responses)
-    return GroupBatch(ids.to(device), positions.to(device) if mask is not None else None, mask,
-                      *(torch.tensor(values, device=device) for values in (source, targets, response, offset)), members, longest)
+    source, targets, response, offset = (torch.tensor(values, device=device) for values in (source, targets, response, offset))
+    return GroupBatch(ids.to(device), positions.to(device) if mask is not None else None, mask, source, targets, response, offset,
+                      members, longest)
 
 
 def _prefix_sharing_mask(segment: Tensor) -> Tensor:
@@ -130,7 +131,8 @@ def _prefix_sharing_mask(segment: Tensor) -> Tensor:
     return (((keys == 0) | (keys == queries)) & causal)[:, None]
 
 
-def response_logprobs(model: Module, batch: GroupBatch, temperature: float, with_entropy: bool = True) -> tuple[Tensor, Tensor, Tensor | None]:
+def response_logprobs(model: Module, batch: GroupBatch, temperature: float,
+                      with_entropy: bool = True) -> tuple[Tensor, Tensor, Tensor | None]:
     """(log-probabilities [R, T] in nats under softmax(logits / temperature), mask bool [R, T], entropies [R, T] or None) of the
     batch's responses; 0 where the mask is False. Padding passes through the layers but never through the head."""
     extra = {} if batch.mask is None else {"attention_mask": batch.mask, "position_ids": batch.position_ids}

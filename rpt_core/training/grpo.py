@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from rpt_core.rollout.engine import Engine, Sampling
+from rpt_core.rollout.engine import Engine, GenerationCounts, Sampling
 from rpt_core.store.context import Context
 from rpt_core.store.errors import UserError
 from rpt_core.store.models import ModelRef
@@ -83,7 +83,7 @@ def train(run: Run) -> Progress:
 def train_step(run: Run, optimizer: torch.optim.Optimizer, progress: Progress, rollouts: ShardWriter) -> None:
     """One step: roll out, score, filter, update, synchronise, record, report."""
     step, clock = progress.step + 1, Stopwatch()
-    before = run.engine.flops.snapshot()
+    before, scored_before = run.engine.flops.snapshot(), run.task.scoring.snapshot()
     run.engine.wake()
     groups = draw_groups(run, step, clock)
     run.engine.sleep()
@@ -95,9 +95,9 @@ def train_step(run: Run, optimizer: torch.optim.Optimizer, progress: Progress, r
         run.engine.sync(run.model, step)
     with clock("record"):
         rollouts.write(rollout_rows(run, groups, step))
-    generated = run.engine.flops.since(before)
+    generated, scored = run.engine.flops.since(before), run.task.scoring.since(scored_before)
     progress.step = step
-    progress.flops += update.flops + forward_flops(run.model.config, generated.tokens_computed, generated.attention_pairs, generated.tokens_generated)
+    progress.flops += update.flops + generation_flops(run.model.config, generated) + generation_flops(run.model.config, scored)
     progress.tokens_trained += update.tokens
     progress.tokens_generated += generated.tokens_generated
     progress.wall_s += clock.total
@@ -109,7 +109,13 @@ def train_step(run: Run, optimizer: torch.optim.Optimizer, progress: Progress, r
     run.context.events.metrics(step, metrics)
     if run.config.sample_every and (step == 1 or step % run.config.sample_every == 0):
         run.context.events.sample(step, sample_rows(groups))
-    run.context.events.progress(step, run.config.steps, "steps", f"reward {metrics['reward/mean']:.3f}, {metrics['response/tokens_mean']:.0f} tokens")
+    note = f"reward {metrics['reward/mean']:.3f}, {metrics['response/tokens_mean']:.0f} tokens"
+    run.context.events.progress(step, run.config.steps, "steps", note)
+
+
+def generation_flops(model_config: Any, counts: GenerationCounts) -> float:
+    """Model FLOPs of what an engine (or a reward that asks the model) computed."""
+    return forward_flops(model_config, counts.tokens_computed, counts.attention_pairs, counts.tokens_generated)
 
 
 # --- rollouts -----------------------------------------------------------------------------------------------------------
@@ -136,7 +142,8 @@ def roll_out(run: Run, indices: Sequence[int], step: int, clock: "Stopwatch") ->
     """One group per item: G responses by the engine and what they earned."""
     config, task = run.config, run.task
     prompts = [task.prompt(index) for index in indices]
-    seeds = [[derive_seed(config.seed, "rollout", step, task.item_ids[index], sample) for sample in range(config.group_size)] for index in indices]
+    seeds = [[derive_seed(config.seed, "rollout", step, task.item_ids[index], sample) for sample in range(config.group_size)]
+             for index in indices]
     with clock("rollout"):
         completions = run.engine.generate(prompts, seeds, Sampling(config.temperature, config.max_response_tokens, run.stop_ids))
     with clock("reward"):

@@ -17,7 +17,7 @@ class GrpoConfig(StageConfig):
     lr: float = semantic(3e-4, "Learning rate of AdamW; paper: 1e-6.", gt=0)
     warmup_steps: int = semantic(0, "Steps of linear learning-rate warm-up; the paper says nothing.", ge=0)
     weight_decay: float = semantic(0.01, "AdamW weight decay; paper: 0.01.", ge=0)
-    max_grad_norm: float = semantic(0.2, "Largest gradient norm, 0 = no limit; our reading of the paper's \"actor gradient clip 0.2\".", ge=0)
+    max_grad_norm: float = semantic(0.2, "Largest gradient norm, 0 = none; our reading of the paper's \"actor gradient clip 0.2\".", ge=0)
     temperature: float = semantic(0.8, "Sampling temperature; log-probabilities are of logits / temperature; paper: 0.8.", gt=0, le=10)
     max_prompt_tokens: int = semantic(512, "Longest prompt, template included, tokens; items beyond it are left out; paper: 4,096.", ge=1)
     max_response_tokens: int = semantic(64, "Longest response, tokens; paper: 8,192.", ge=1)
@@ -25,15 +25,17 @@ class GrpoConfig(StageConfig):
     dynamic_rounds: int = semantic(2, "Refill rounds per step before a smaller batch is accepted; the paper gives no bound.", ge=0, le=100)
     advantage: Literal["grpo", "dr_grpo", "rlp"] = semantic("grpo", "Advantage: GRPO, or a variant without standard deviation.")
     advantage_eps: float = semantic(1e-6, "Added to the standard deviation of a group's rewards.", ge=0)
-    averaging: Literal["token", "sequence", "constant"] = semantic("token", "Loss mean over tokens, over responses, or by a constant length.")
+    averaging: Literal["token", "sequence", "constant"] = semantic("token", "Loss mean over tokens, responses, or a constant length.")
     clip_low: float = semantic(0.2, "Lower clip of the probability ratio; without effect exactly on-policy.", ge=0, lt=1)
     clip_high: float = semantic(0.28, "Upper clip of the probability ratio (clip-higher); without effect exactly on-policy.", ge=0)
     tis_cap: float = semantic(0.0, "Cap of truncated importance sampling from the engine's log-probabilities, 0 = off.", ge=0)
-    truncated: Literal["train", "mask", "penalise"] = semantic("train", "Truncated responses: train on them, mask their tokens, or penalise them.")
+    truncated: Literal["train", "mask", "penalise"] = semantic(
+        "train", "Truncated responses: train on them, mask their tokens, or penalise them.")
     truncation_penalty: float = semantic(0.5, "Taken off the reward of a truncated response when they are penalised.", ge=0)
     checkpoint_steps: list[int] = semantic([], "Steps to save a checkpoint at; empty = the paper's six milestones, scaled to steps.")
     part_steps: int = semantic(10, "Steps per closed part: after a kill at most these are done again.", ge=1)
     engine: Literal["torch", "vllm"] = semantic("torch", "Rollout engine.")
+    rollout_chunk_tokens: int = semantic(65_536, "Prompt and response tokens the torch engine holds at once.", ge=1)
     dtype: Literal["float32", "bfloat16"] = semantic("float32", "float32, or bfloat16 products with float32 weights and optimizer.")
     device: str = runtime("auto", "auto, cpu or cuda.")
     threads: int = runtime(0, "CPU threads, 0 = torch's default; a resume keeps those of its start.", ge=0)
@@ -62,11 +64,11 @@ def batch_arithmetic(config: GrpoConfig) -> list[dict[str, Any]]:
     """Rows {quantity, per_step, total} for a dry run: upper bounds, refills of dynamic sampling included where it is on."""
     dynamic = [step for step in range(1, config.steps + 1) if 0 < config.dynamic_from_step <= step]
     contexts = config.contexts_per_step
-    rollouts = contexts * config.group_size
+    rollouts, refilled = contexts * config.group_size, contexts * config.dynamic_rounds
     rows = [("contexts", contexts, contexts * config.steps),
             ("rollouts", rollouts, rollouts * config.steps),
             ("generated tokens, at most", rollouts * config.max_response_tokens, rollouts * config.max_response_tokens * config.steps),
             ("prompt tokens, at most", contexts * config.max_prompt_tokens, contexts * config.max_prompt_tokens * config.steps),
-            ("refilled contexts, at most", contexts * config.dynamic_rounds if dynamic else 0, contexts * config.dynamic_rounds * len(dynamic)),
+            ("refilled contexts, at most", refilled if dynamic else 0, refilled * len(dynamic)),
             ("checkpoints", 0, len(config.milestones) + 1)]
     return [{"quantity": name, "per_step": per_step, "total": total} for name, per_step, total in rows]

@@ -70,7 +70,8 @@ def step_normaliser(mask: Tensor, averaging: Averaging, constant_tokens: int | N
     return float(max(count, 1))
 
 
-def _ratio_metrics(difference: Tensor, ratio: Tensor, advantage: Tensor, keep: Tensor, clip_low: float, clip_high: float) -> dict[str, float]:
+def _ratio_metrics(difference: Tensor, ratio: Tensor, advantage: Tensor, keep: Tensor, clip_low: float,
+                   clip_high: float) -> dict[str, float]:
     below = (ratio < 1.0 - clip_low) & (advantage < 0)
     above = (ratio > 1.0 + clip_high) & (advantage > 0)
     return {

@@ -59,8 +59,9 @@ def sample_rows(groups: Sequence[RolloutGroup], count: int = 3) -> list[dict[str
     for group in groups[:count]:
         order = sorted(range(len(group.rewards)), key=lambda k: -group.rewards[k])
         for sample in dict.fromkeys((order[0], order[-1])) if not group.equal else order[:1]:
-            rows.append({"item_id": group.item_id, "sample": sample, "reward": group.rewards[sample], "response": group.outcome.texts[sample],
-                         "prediction": group.outcome.predictions[sample], "n_tokens": len(group.completions[sample].token_ids)})
+            rows.append({"item_id": group.item_id, "sample": sample, "reward": group.rewards[sample],
+                         "response": group.outcome.texts[sample], "prediction": group.outcome.predictions[sample],
+                         "n_tokens": len(group.completions[sample].token_ids)})
     return rows
 
 
@@ -76,4 +77,5 @@ def require_fresh(groups: Sequence[RolloutGroup], policy_step: int) -> None:
 def require_finite(name: str, value: float, step: int) -> None:
     """UserError where training has left the numbers: the step's weights are not written."""
     if value != value or value in (float("inf"), float("-inf")):
-        raise UserError(f"the {name} of step {step} is {value}; the last closed part is whole: lower lr or max_grad_norm, or use dtype float32.")
+        raise UserError(f"the {name} of step {step} is {value}; the last closed part is whole: set a smaller lr or max_grad_norm, "
+                        "or dtype float32.")

@@ -63,15 +63,16 @@ def update_policy(model: Any, optimizer: torch.optim.Optimizer, groups: Sequence
         assert entropy is not None
         engine = _engine_logprobs(batch, completions, mask)
         trained = mask & ~_truncated(batch, completions, device)[:, None] if config.truncated == "mask" else mask
-        loss, metrics = policy_loss(logprobs, None, advantages[batch.members], trained, clip_low=config.clip_low, clip_high=config.clip_high,
-                                    averaging=config.averaging, constant_tokens=config.max_response_tokens, normaliser=normaliser,
-                                    engine_logprobs=engine, tis_cap=config.tis_cap or None)
+        loss, metrics = policy_loss(logprobs, None, advantages[batch.members], trained, clip_low=config.clip_low,
+                                    clip_high=config.clip_high, averaging=config.averaging, constant_tokens=config.max_response_tokens,
+                                    normaliser=normaliser, engine_logprobs=engine, tis_cap=config.tis_cap or None)
         loss.backward()
-        gaps = ((logprobs.detach() - engine).abs() * mask).sum(dim=1) / mask.sum(dim=1)
+        difference = (logprobs.detach() - engine).abs() * mask
+        gaps = difference.sum(dim=1) / mask.sum(dim=1)
         for member, gap in zip(batch.members, gaps.tolist(), strict=True):
             taught[group_of[member]].gaps[sample_of[member]] = gap
         count = int(mask.sum())
-        metrics.update(entropy=float(entropy.sum()) / count, loss=float(loss.detach()), gap_max=float(((logprobs.detach() - engine).abs() * mask).max()))
+        metrics.update(entropy=float(entropy.sum()) / count, loss=float(loss.detach()), logprob_gap_max=float(difference.max()))
         parts.append((count, metrics))
         tokens += sum(row.length for row in batch_rows)
     norm = clip_gradients(model.parameters(), config.max_grad_norm)

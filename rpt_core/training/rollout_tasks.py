@@ -7,8 +7,9 @@ from typing import Any, Protocol
 
 from rpt_core.reasoning.items import DocumentTokens, Item, position_items
 from rpt_core.reasoning.prompts import Frame
-from rpt_core.reasoning.rewards import LogProbability, Reward, prefix_match, response_group
-from rpt_core.rollout.engine import Completion
+from rpt_core.reasoning.rewards import Reward, prefix_match, response_group
+from rpt_core.rollout.engine import Completion, GenerationCounts
+from rpt_core.rollout.probability import TokenProbability
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class Outcome:
 class RolloutTask(Protocol):
     item_kind: str  # position or question
     item_ids: Sequence[str]
+    scoring: GenerationCounts  # what rewards that ask the model have computed so far
 
     def prompt(self, index: int) -> list[int]:
         """Token ids of an item's prompt."""
@@ -61,10 +63,11 @@ class PositionTask:
     item_kind = "position"
 
     def __init__(self, documents: DocumentTokens, rows: Sequence[dict[str, Any]], tokenizer: Any, table: Sequence[bytes], frame: Frame,
-                 reward: Reward, probability: LogProbability | None = None, horizon_tokens: int = 16):
-        self.item_ids = [row["position_id"] for row in rows]
+                 reward: Reward, probability: TokenProbability | None = None, horizon_tokens: int = 16):
+        self.item_ids: Sequence[str] = [row["position_id"] for row in rows]
         self._documents, self._rows, self._tokenizer, self._table, self._frame = documents, rows, tokenizer, table, frame
         self._reward, self._probability, self._horizon = reward, probability, horizon_tokens
+        self.scoring = probability.flops if probability else GenerationCounts()
 
     def item(self, index: int) -> Item:
         return position_items(self._documents, [self._rows[index]], self._tokenizer, self._frame, horizon_tokens=self._horizon)[0]

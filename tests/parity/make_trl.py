@@ -3,6 +3,7 @@
     pip install --target /tmp/trl --no-deps "trl==1.16.*" accelerate
     PYTHONPATH=/tmp/trl python -m tests.parity.make_trl"""
 
+import itertools
 import json
 from collections import defaultdict
 from importlib.metadata import version
@@ -59,7 +60,7 @@ def trl_loss(logprobs: Any, old: Any, advantages: Any, mask: Any, engine: Any, a
         inputs["importance_sampling_ratio"] = torch.exp(reference - engine).clamp(max=tis_cap)  # its token-level truncation
     loss = trainer._compute_loss(trainer.model, inputs)
     (gradient,) = torch.autograd.grad(loss, given)
-    return float(loss), gradient.tolist()
+    return loss.item(), gradient.tolist()
 
 
 def logprob_case(seed: int, temperature: float) -> dict[str, Any]:
@@ -76,9 +77,8 @@ def logprob_case(seed: int, temperature: float) -> dict[str, Any]:
 
 
 def main() -> None:
-    losses = [loss_case(seed, averaging, clip, cap, on_policy)
-              for seed, (averaging, clip, cap, on_policy) in enumerate(
-                  (averaging, clip, cap, on_policy) for averaging in LOSS_TYPES for clip in CLIPS for cap in (None, 1.2) for on_policy in (True, False))]
+    settings = itertools.product(LOSS_TYPES, CLIPS, (None, 1.2), (True, False))
+    losses = [loss_case(seed, *setting) for seed, setting in enumerate(settings)]
     logprobs = [logprob_case(seed, temperature) for seed, temperature in enumerate((0.8, 1.0, 1.7))]
     versions = {name: version(name) for name in ("trl", "torch", "transformers")}
     TARGET.write_text(json.dumps({"versions": versions, "losses": losses, "logprobs": logprobs}) + "\n")

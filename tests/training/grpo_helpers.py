@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from rpt_core.rollout.engine import Completion
+from rpt_core.rollout.engine import Completion, GenerationCounts
 from rpt_core.rollout.torch_engine import TorchEngine
 from rpt_core.store.context import Context
 from rpt_core.store.models import ModelRef
@@ -27,15 +27,16 @@ class ToyConfig(GrpoConfig):
 
 
 def toy_config(**values: Any) -> ToyConfig:
-    defaults = {"steps": 20, "group_size": 8, "lr": 0.01, "seed": 1, "max_grad_norm": 1.0, "temperature": 1.0, "max_response_tokens": 3, "part_steps": 4,
-                "dynamic_from_step": 0, "threads": 1, "sample_every": 5}
+    defaults = {"steps": 20, "group_size": 8, "lr": 0.01, "seed": 1, "max_grad_norm": 1.0, "temperature": 1.0, "max_response_tokens": 3,
+                "part_steps": 4, "dynamic_from_step": 0, "threads": 1, "sample_every": 5}
     return ToyConfig.build("toy", {**defaults, **values})
 
 
 def micro_model(vocabulary: int = VOCABULARY, seed: int = 0) -> Any:
     torch.manual_seed(seed)
-    return Qwen2ForCausalLM(Qwen2Config(vocab_size=vocabulary, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-                                        num_key_value_heads=2, max_position_embeddings=256, tie_word_embeddings=True, attn_implementation="sdpa"))
+    shape = {"vocab_size": vocabulary, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+             "num_key_value_heads": 2, "max_position_embeddings": 256}
+    return Qwen2ForCausalLM(Qwen2Config(**shape, tie_word_embeddings=True, attn_implementation="sdpa"))
 
 
 class ParityTask:
@@ -47,6 +48,7 @@ class ParityTask:
     def __init__(self, items: int = 10, shuffled: bool = False):
         self.item_ids = [f"item{k}" for k in range(items)]
         self.shuffled, self.calls = shuffled, 0
+        self.scoring = GenerationCounts()
 
     def prompt(self, index: int) -> list[int]:
         return [0, index, 0][: 2 + index % 2]
@@ -58,8 +60,9 @@ class ParityTask:
             wanted = (3 + 4 * (index % 2) + (self.calls * 5 + index * self.calls if self.shuffled else 0)) % (VOCABULARY - 1)
             firsts = [completion.token_ids[0] for completion in group]
             right = [first == wanted for first in firsts]
-            found.append(Outcome([" ".join(map(str, c.token_ids)) for c in group], [str(first) for first in firsts], [float(r) for r in right],
-                                 [{"first": float(r)} for r in right], right))
+            texts = [" ".join(map(str, completion.token_ids)) for completion in group]
+            rewards = [float(r) for r in right]
+            found.append(Outcome(texts, [str(first) for first in firsts], rewards, [{"first": reward} for reward in rewards], right))
         return found
 
 

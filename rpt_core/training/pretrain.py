@@ -1,0 +1,48 @@
+"""`pretrain`: next-token reasoning rewarded by the document itself (RPT §3), trained with GRPO."""
+
+from typing import Any
+
+import pyarrow.dataset as ds
+
+from rpt_core.reasoning.items import DocumentTokens
+from rpt_core.reasoning.prompts import Frame, load_template
+from rpt_core.reasoning.rewards import NEEDS_PROBABILITY, REWARDS
+from rpt_core.rollout.probability import TokenProbability
+from rpt_core.store.context import Context
+from rpt_core.store.tables import Manifest
+from rpt_core.training.grpo import Run, train
+from rpt_core.training.policy import Policy, open_policy, require_room
+from rpt_core.training.pretrain_config import PretrainConfig
+from rpt_core.training.rollout_tasks import PositionTask
+
+
+def run(config: PretrainConfig, context: Context) -> Manifest:
+    """Train on the positions selected for training; writes `checkpoints` and `rollouts`."""
+    policy = open_policy(config, context.model("checkpoint"))
+    frame = load_template(config.template).frame(policy.tokenizer)
+    rows, too_long = training_rows(config, context, frame)
+    require_room(policy, [row["n_prompt_tokens"] + frame.n_tokens for row in rows], config.max_response_tokens)
+    task = position_task(config, context, policy, frame, rows)
+    progress = train(Run("pretrain", task, policy.model, policy.engine, policy.stop_ids, config, context, policy.start))
+    policy.engine.close()
+    return context.commit({"positions": len(rows), "positions_too_long": too_long, "steps": progress.step, "flops": progress.flops,
+                           "tokens_trained": progress.tokens_trained, "tokens_generated": progress.tokens_generated,
+                           "threads": progress.threads})
+
+
+def training_rows(config: PretrainConfig, context: Context, frame: Frame) -> tuple[list[dict[str, Any]], int]:
+    """(rows of `positions` selected for training whose prompt fits ``max_prompt_tokens``, number of those that do not)."""
+    rows = context.table("positions").read(where=ds.field("selected") == "train").to_pylist()
+    fitting = [row for row in rows if row["n_prompt_tokens"] + frame.n_tokens <= config.max_prompt_tokens]
+    if len(fitting) < len(rows):
+        context.events.message(f"{len(rows) - len(fitting)} of {len(rows)} training positions are left out: their prompts are longer than "
+                               f"{config.max_prompt_tokens} tokens, {frame.n_tokens} of them the template's")
+    return fitting, len(rows) - len(fitting)
+
+
+def position_task(config: PretrainConfig, context: Context, policy: Policy, frame: Frame, rows: list[dict[str, Any]]) -> PositionTask:
+    wanted = sorted({row["doc_id"] for row in rows})
+    documents = context.table("documents").read(columns=["doc_id", "text"], where=ds.field("doc_id").isin(wanted))
+    probability = TokenProbability(policy.model) if config.reward in NEEDS_PROBABILITY else None
+    return PositionTask(DocumentTokens(documents, policy.tokenizer), rows, policy.tokenizer, policy.table, frame, REWARDS[config.reward],
+                        probability, config.horizon_tokens)
