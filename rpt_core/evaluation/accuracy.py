@@ -85,7 +85,8 @@ def _accuracy_row(scores: Scores, column: Column, level: str, winnable: bool) ->
         "accuracy": None, "low": None, "high": None, "interval": "wilson" if scores.samples[column] == 1 else "documents",
         "ceiling": float(scores.winnable[mask].mean()) if len(found) else None}
     if len(found):
-        interval = wilson(round(row["correct"]), len(found)) if scores.samples[column] == 1 else bootstrap_mean(found, scores.documents[mask])
+        single = scores.samples[column] == 1
+        interval = wilson(round(row["correct"]), len(found)) if single else bootstrap_mean(found, scores.documents[mask])
         row |= {"accuracy": interval.estimate, "low": interval.low, "high": interval.high}
     return row
 

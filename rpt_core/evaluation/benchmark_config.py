@@ -14,11 +14,11 @@ Part = Literal["base", "before", "after", "milestone", "control"]
 class BenchmarkConfig(StageConfig):
     model: str = semantic("", "Base model instead of bootstrap's: a folder, or a Hub name with @revision; blank for bootstrap's.")
     trained: Literal["auto", "yes", "no"] = semantic(
-        "auto", "Ask the workspace's trained checkpoints too; auto does so unless a model is given.")
-    parts: list[Part] = semantic(["base", "before", "after"], "Which of the line-up answer: the base model, the start of RPT, its result, …")
+        "auto", "Ask the workspace's trained checkpoints too; auto leaves them out where both model and source are given.")
+    parts: list[Part] = semantic(["base", "before", "after"], "Which of the line-up answer: base model, start of RPT, its result, …")
     headline_step: int = semantic(0, "Training step of the checkpoint that stands for RPT; 0 is the last.", ge=0)
     source: str = semantic("", "File or Hub name (with @revision) of the questions; blank takes ingest's questions.")
-    benchmark: str = semantic("", "Name of the question set, e.g. mmlu-pro or supergpqa; with ingest's questions, the source to keep (blank: all).")
+    benchmark: str = semantic("", "Name of the question set, e.g. mmlu-pro; with ingest's questions the source to keep (blank: all).")
     split: str = semantic("test", "Split of the questions that is asked.")
     modes: list[Mode] = semantic(
         ["ntp", "reasoning", "solve"],
@@ -29,13 +29,13 @@ class BenchmarkConfig(StageConfig):
     samples: int = semantic(1, "Responses per question in reasoning and solve; more than one needs a temperature.", ge=1, le=1024)
     max_response_tokens: int = semantic(128, "Longest response, tokens; longer ones are cut and count as truncated (paper: 12,288).", ge=2,
                                         le=131_072)
-    max_prompt_tokens: int = semantic(0, "Longest prompt, tokens; longer ones lose their beginning and are counted. 0: what the model can take.",
-                                      ge=0, le=1_048_576)
+    max_prompt_tokens: int = semantic(
+        0, "Longest prompt, tokens; longer ones lose their beginning and are counted. 0: what the model takes.", ge=0, le=1_048_576)
     shard_questions: int = semantic(512, "Questions per shard, the unit that a resume does not repeat.", ge=1, le=100_000)
     seed: int = semantic(0, "Seed of the subset and of sampled responses.", ge=0, le=2**31 - 1)
     dtype: Literal["float32", "bfloat16"] = semantic("float32", "Number format of the weights.")
     engine: Literal["torch", "vllm"] = runtime("torch", "What generates: torch, or vLLM on a GPU.")
-    device: Literal["auto", "cpu", "cuda"] = runtime("auto", "Where the models run.")
+    device: str = runtime("auto", "auto, cpu or cuda.")
     threads: int = runtime(0, "CPU threads of torch; 0 leaves its default.", ge=0, le=1024)
     batch_tokens: int = runtime(16_384, "Tokens in memory together: of a forward pass, or of a generation chunk.", ge=256, le=16_777_216)
     judge_workers: int = runtime(1, "Processes that check free answers.", ge=1, le=256)
@@ -50,7 +50,7 @@ class BenchmarkConfig(StageConfig):
 
     @property
     def with_trained(self) -> bool:
-        return self.trained == "yes" or (self.trained == "auto" and not self.model)
+        return self.trained == "yes" or (self.trained == "auto" and not (self.model and self.source))
 
 
 def reads(config: BenchmarkConfig) -> tuple[Read, ...]:
@@ -67,9 +67,9 @@ def files(config: BenchmarkConfig) -> dict[str, str]:
     """Digest of the question file, or of the Hub data set's resolved commit."""
     if not config.source:
         return {}
-    from rpt_core.corpus.questions import source_digest
+    from rpt_core.corpus.digests import digests  # keeps pyarrow and zstandard out of `--help`
 
-    return {config.source: source_digest(config.source)}
+    return digests({"source": [config.source]})
 
 
 STAGE = Stage("benchmark", 1, BenchmarkConfig, reads, ("answers",), "rpt_core.evaluation.benchmark:run", files=files)

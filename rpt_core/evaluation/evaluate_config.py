@@ -12,8 +12,7 @@ Mode = Literal["standard", "reasoning", "no_thought"]
 
 class EvaluateConfig(StageConfig):
     model: str = semantic("", "Base model instead of bootstrap's: a folder, or a Hub name with @revision; blank for bootstrap's.")
-    trained: Literal["auto", "yes", "no"] = semantic(
-        "auto", "Evaluate the workspace's trained checkpoints too; auto does so unless a model is given.")
+    trained: bool = semantic(True, "Evaluate the workspace's trained checkpoints too; off leaves the base model alone.")
     sample: Literal["dev", "test"] = semantic("test", "Sample of positions (column `selected`): dev to choose designs, test to report.")
     max_positions: int = semantic(0, "Evaluate at most this many positions, those with the smallest ids; 0 is all of the sample.", ge=0)
     headline_step: int = semantic(0, "Training step of the checkpoint reported as RPT; 0 is the last (paper: 1,000 of 1,200).", ge=0)
@@ -33,7 +32,7 @@ class EvaluateConfig(StageConfig):
     shard_positions: int = semantic(512, "Positions per shard, the unit that a resume does not repeat.", ge=1, le=100_000)
     seed: int = semantic(0, "Seed of sampled responses and of the bootstrap.", ge=0, le=2**31 - 1)
     engine: Literal["torch", "vllm"] = runtime("torch", "What generates: torch, or vLLM on a GPU.")
-    device: Literal["auto", "cpu", "cuda"] = runtime("auto", "Where the models run.")
+    device: str = runtime("auto", "auto, cpu or cuda.")
     dtype: Literal["float32", "bfloat16"] = semantic("float32", "Number format of the weights.")
     threads: int = runtime(0, "CPU threads of torch; 0 leaves its default.", ge=0, le=1024)
     batch_tokens: int = runtime(16_384, "Tokens in memory together: of a forward pass, or of a generation chunk.", ge=256, le=16_777_216)
@@ -43,10 +42,6 @@ class EvaluateConfig(StageConfig):
         if self.samples > 1 and self.temperature == 0:
             raise ValueError("several samples need a temperature above 0; set temperature, or samples to 1")
         return self
-
-    @property
-    def with_trained(self) -> bool:
-        return self.trained == "yes" or (self.trained == "auto" and not self.model)
 
     def modes_of(self, part: str) -> list[Mode]:
         """Modes of a part of the line-up."""
@@ -60,7 +55,7 @@ def reads(config: EvaluateConfig) -> tuple[Read, ...]:
     own = (Read("documents", "documents", ("ingest",)), Read("positions", "positions", ("select",)),
            Read("checkpoint", "checkpoints", ("bootstrap",), optional=True))
     trained = Read("trained", "checkpoints", ("warmstart", "pretrain", "control.*"), many=True, optional=True)
-    return (*own, trained) if config.with_trained else own
+    return (*own, trained) if config.trained else own
 
 
 STAGE = Stage("evaluate", 1, EvaluateConfig, reads, ("predictions",), "rpt_core.evaluation.evaluate:run")

@@ -67,7 +67,7 @@ def run(config: PatternsConfig, context: Context) -> Manifest:
         for checkpoint in sorted(set(answers["checkpoint_id"].to_pylist()) - own):
             part = "before" if checkpoint == before_id else "base"
             for mode, name in (("solve", "problem solving"), ("reasoning", "multiple choice")):
-                chosen = answers.filter(pc.equal(answers["mode"], mode))
+                chosen = answers.filter(pc.field("mode") == mode)
                 sources.append((f"{name}, {part}", checkpoint, _of(chosen, checkpoint)))
     sampled = [(name, checkpoint, _sample(found, config, checkpoint, name)) for name, checkpoint, found in sources if found]
     if not sampled:
@@ -79,7 +79,7 @@ def run(config: PatternsConfig, context: Context) -> Manifest:
 
 
 def _of(table: pa.Table, checkpoint_id: str) -> list[str]:
-    return table.filter(pc.equal(table["checkpoint_id"], checkpoint_id))["response"].to_pylist()
+    return table.filter(pc.field("checkpoint_id") == checkpoint_id)["response"].to_pylist()
 
 
 def _sample(responses: list[str], config: PatternsConfig, *keys: str) -> list[str]:

@@ -5,7 +5,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from scipy.optimize import least_squares
@@ -86,8 +86,8 @@ def _least_squares(c: np.ndarray, p: np.ndarray) -> tuple[float, float, float]:
         # For a fixed alpha the law is linear in (p_star, a): a good start for each.
         start = np.linalg.lstsq(np.stack([np.ones_like(c), c**-alpha], axis=1), p, rcond=None)[0]
         theta = np.clip([start[0], start[1], alpha], low + 1e-9, np.where(np.isfinite(high), high - 1e-9, high))
-        solutions.append(least_squares(residuals, theta, jacobian, bounds=(low, high), x_scale="jac", xtol=1e-15, ftol=1e-15, gtol=1e-15,
-                                       max_nfev=2000))
+        solutions.append(least_squares(residuals, theta, cast(Any, jacobian), bounds=(low, high), x_scale="jac",
+                                       xtol=1e-15, ftol=1e-15, gtol=1e-15, max_nfev=2000))
     best = min(solutions, key=lambda found: found.cost)
     return float(best.x[0]), float(best.x[1]), float(best.x[2])
 

@@ -87,7 +87,7 @@ def test_a_single_point_that_carries_r2_is_named():
 @pytest.mark.parametrize(("compute", "accuracy"), [([1, 2], [0.1, 0.2]), ([1, 2, 3], [0.1, 0.2]), ([0, 1, 2], [0.1, 0.2, 0.3]),
                                                    ([1, 2, 3], [0.1, float("nan"), 0.3])])
 def test_points_that_cannot_be_fitted_are_refused(compute, accuracy):
-    with pytest.raises(ValueError, match="point|finite"):
+    with pytest.raises(ValueError, match=r"point|finite"):
         fit_power_law(compute, accuracy)
 
 

@@ -1,0 +1,170 @@
+"""``evaluate``: next-token accuracy of every model of the line-up on a held-out sample (paper Table 1).
+
+Work is cut into shards by (model, mode, positions), in a fixed order, so that a resume repeats at most one shard. The accuracy
+table and its paired differences are the manifest's counts."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from rpt_core.evaluation.accuracy import LEVELS, accuracy_rows, difference_rows, read_scores
+from rpt_core.evaluation.evaluate_config import EvaluateConfig, Mode
+from rpt_core.evaluation.intervals import wilson
+from rpt_core.evaluation.lineup import AFTER, Entrant, line_up
+from rpt_core.evaluation.predictors import Predictor
+from rpt_core.reasoning.items import DocumentTokens
+from rpt_core.store.context import Context
+from rpt_core.store.errors import UserError
+from rpt_core.store.tables import Manifest
+from rpt_core.tokens.boxes import END_OF_THOUGHT
+from rpt_core.tokens.bytes import load_tokenizer, require_same_bytes
+from rpt_core.tokens.models import set_threads, tune_allocator
+
+SCORED = ("checkpoint_id", "position_id", "mode", "sample", "correct")
+
+
+@dataclass(frozen=True)
+class Work:
+    """One shard: some positions, predicted by one model in one mode."""
+
+    shard: int
+    entrant: Entrant
+    mode: Mode
+    rows: Sequence[dict[str, Any]]
+
+
+def run(config: EvaluateConfig, context: Context) -> Manifest:
+    """Predict, shard by shard; then say how accurate each model was."""
+    tune_allocator()
+    set_threads(config.threads)
+    base = context.models("checkpoint")
+    entrants = line_up(base[-1] if base else None, context.models("trained"), config.headline_step)
+    if not entrants:
+        raise UserError("evaluate was given no model: run bootstrap or pretrain, or set evaluate.model.")
+    positions = sampled_positions(context, config)
+    work = plan(entrants, positions.to_pylist(), config)
+    predict(work, context, config, len(entrants))
+    return context.commit(summarise(entrants, work, positions, context, config), tables=("predictions",))
+
+
+def sampled_positions(context: Context, config: EvaluateConfig) -> pa.Table:
+    """The sample's positions, document by document; the first ``max_positions`` by id where that bounds them (ids are hashes)."""
+    table = context.table("positions").read(where=pc.field("selected") == config.sample)
+    if not table.num_rows:
+        raise UserError(f"the sample {config.sample} of positions is empty; let select draw it with {config.sample}_positions above 0.")
+    if config.max_positions:
+        table = table.sort_by("position_id").slice(0, config.max_positions)
+    return table.sort_by([("doc_id", "ascending"), ("position", "ascending")])
+
+
+def plan(entrants: Sequence[Entrant], rows: Sequence[dict[str, Any]], config: EvaluateConfig) -> list[Work]:
+    """Every shard in order. It depends on the inputs and the configuration only, so shard numbers mean the same after a resume."""
+    found: list[Work] = []
+    for entrant in entrants:
+        wanted = {mode for part in entrant.parts for mode in config.modes_of(part)}
+        for mode in ("standard", "reasoning", "no_thought"):
+            for start in range(0, len(rows), config.shard_positions) if mode in wanted else ():
+                found.append(Work(len(found), entrant, mode, rows[start : start + config.shard_positions]))
+    if not found:
+        raise UserError("evaluate has nothing to do: every modes_… list of the models at hand is empty.")
+    return found
+
+
+def predict(work: Sequence[Work], context: Context, config: EvaluateConfig, models: int) -> None:
+    """Write the shards that are missing, one model in memory at a time."""
+    ids = sorted({row["doc_id"] for one in work for row in one.rows})
+    documents = context.table("documents").read(["doc_id", "text"], pc.field("doc_id").isin(ids))
+    total = sum(len(one.rows) for one in work)
+    done = sum(len(one.rows) for one in work if context.has_shard("predictions", one.shard))
+    context.events.message(f"evaluate: {total} predictions of {models} models" + (f", {done} of them already made" if done else ""))
+    predictor: Predictor | None = None
+    reference: Any = None
+    known: DocumentTokens | None = None
+    running = Running()
+    for one in work:
+        if not context.has_shard("predictions", one.shard):
+            if predictor is None or predictor.ref is not one.entrant.ref:
+                if predictor is not None:
+                    predictor.close()
+                tokenizer = load_tokenizer(one.entrant.ref.path)
+                if known is None:
+                    reference, known = tokenizer, DocumentTokens(documents, tokenizer)
+                require_same_bytes(reference, tokenizer, f"{work[0].entrant.name} and {one.entrant.name}")
+                predictor = Predictor(one.entrant.ref, config, tokenizer)
+            assert known is not None
+            context.write("predictions", list(predictor.predict(one.mode, predictor.items(known, one.rows))), one.shard)
+            done += len(one.rows)
+        note = running.add(one, pq.read_table(context.shard_path("predictions", one.shard), columns=list(SCORED)))
+        context.events.progress(done, total, "predictions", note)
+    if predictor is not None:
+        predictor.close()
+
+
+class Running:
+    """The estimate so far, for people who watch: accuracy on easy and harder positions with its interval."""
+
+    def __init__(self) -> None:
+        self.key: tuple[str, str] = ("", "")
+        self.right = self.n = 0
+
+    def add(self, work: Work, predictions: pa.Table) -> str:
+        key = (work.entrant.ref.checkpoint_id, work.mode)
+        if key != self.key:
+            self.key, self.right, self.n = key, 0, 0
+        easy = {row["position_id"] for row in work.rows if row["difficulty"] in LEVELS["easy"]}
+        found = [right for position, right in zip(predictions["position_id"].to_pylist(), predictions["correct"].to_pylist(), strict=True)
+                 if position in easy]
+        self.right, self.n = self.right + sum(found), self.n + len(found)
+        if not self.n:
+            return f"{work.entrant.name}, {work.mode}"
+        interval = wilson(self.right, self.n)
+        return f"{work.entrant.name}, {work.mode}: easy {interval.estimate:.1%} [{interval.low:.1%}, {interval.high:.1%}]"
+
+
+def summarise(entrants: Sequence[Entrant], work: Sequence[Work], positions: pa.Table, context: Context,
+              config: EvaluateConfig) -> dict[str, Any]:
+    """The manifest's counts: models, accuracy, paired differences against the headline, response statistics."""
+    paths = [context.shard_path("predictions", one.shard) for one in work]
+    predictions = pa.concat_tables([pq.read_table(path, columns=list(SCORED)) for path in paths])
+    scores = read_scores(predictions, positions)
+    by_part = {part: entrant for entrant in entrants for part in entrant.parts}
+    counts: dict[str, Any] = {
+        "sample": config.sample, "positions": positions.num_rows, "documents": len(set(positions["doc_id"].to_pylist())),
+        "temperature": config.temperature, "samples": config.samples,
+        "models": [entrant.describe() for entrant in entrants], "accuracy": accuracy_rows(scores), "differences": [],
+        "responses": response_rows(work, context)}
+    if AFTER in by_part:
+        first = (by_part[AFTER].ref.checkpoint_id, "reasoning")
+        compared = {entrant.ref.checkpoint_id for part, entrant in by_part.items() if part != "milestone"}
+        others = [column for column in scores.values if column != first and column[0] in compared]
+        counts["differences"] = difference_rows(scores, first, others, seed=config.seed)
+    for entrant in entrants:
+        for row in counts["accuracy"]:
+            if row["checkpoint_id"] == entrant.ref.checkpoint_id and row["positions"] == "all" and row["n"]:
+                context.events.metrics(entrant.ref.step, {f"accuracy/{entrant.parts[-1]}/{row['mode']}/{row['level']}": row["accuracy"]})
+    return counts
+
+
+def response_rows(work: Sequence[Work], context: Context) -> list[dict[str, Any]]:
+    """Per model and mode: mean tokens, share truncated, share without an answer, share of right answers that span several
+    tokens, and the share of thoughts that say word for word what another one says (a sign of collapse)."""
+    shards: dict[tuple[str, str], list[int]] = {}
+    for one in work:
+        shards.setdefault((one.entrant.ref.checkpoint_id, one.mode), []).append(one.shard)
+    rows: list[dict[str, Any]] = []
+    for (checkpoint, mode), numbers in shards.items():
+        part = pa.concat_tables([pq.read_table(context.shard_path("predictions", number)) for number in numbers])
+        n, matched = part.num_rows, part["tokens_matched"].to_numpy()
+        thoughts = Counter(response.partition(END_OF_THOUGHT)[0] for response in part["response"].to_pylist())
+        alone = sum(1 for count in thoughts.values() if count == 1)
+        rows.append({"checkpoint_id": checkpoint, "mode": mode, "n": n, "tokens_mean": float(part["n_tokens"].to_numpy().mean()),
+                     "truncated_share": part["finish"].to_pylist().count("length") / n,
+                     "unparsed_share": part["prediction"].null_count / n,
+                     "several_tokens_share": float((matched > 1).sum() / max(1, (matched > 0).sum())),
+                     "identical_thought_share": 1 - alone / n if mode == "reasoning" else None})
+    return rows

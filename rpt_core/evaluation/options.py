@@ -1,0 +1,122 @@
+"""Multiple choice without reasoning: the option whose continuation the model finds most likely ("NTP mode", paper Table 3).
+
+Two ways, never mixed: ``ntp`` compares the log-likelihoods of the options' letters behind a prompt that lists the options;
+``ntp_text`` those of the options' own texts behind the bare question, divided by their bytes."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+
+from rpt_core.evaluation.next_token import logits_at
+from rpt_core.reasoning.choices import LETTERS
+from rpt_core.tokens.bytes import bos_id
+
+
+@dataclass(frozen=True)
+class OptionScores:
+    """``scores`` [options]: log-likelihood in nats, per byte of text in ``ntp_text``; ``truncated``: the prompt lost its beginning."""
+
+    scores: list[float]
+    truncated: bool
+
+    @property
+    def choice(self) -> int:
+        """Index of the best option; the first of equals."""
+        return self.scores.index(max(self.scores))
+
+
+def letter_prompt(text: str, options: Sequence[str]) -> str:
+    """The question with its lettered options; a letter, with its space, is to follow."""
+    listed = "\n".join(f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=False))
+    return f"Question: {text}\nOptions:\n{listed}\nAnswer:"
+
+
+def text_prompt(text: str) -> str:
+    """The question alone; an option's text, with a space before it, is to follow."""
+    return f"Question: {text}\nAnswer:"
+
+
+def score_options(model: PreTrainedModel, tokenizer: Any, questions: Sequence[dict[str, Any]], mode: str, *, window: int,
+                  batch_tokens: int) -> list[OptionScores]:
+    """Scores of every question's options (``text``, ``options``). Prompt and option together are cut to ``window`` tokens at the
+    prompt's beginning, BOS kept. Text is tokenised plainly: spellings of control tokens stay text."""
+    tasks = [_task(tokenizer, question, mode, window) for question in questions]
+    totals: dict[int, list[float]] = {}
+    paths = [_only_path(task.options) for task in tasks]
+    single = [index for index, path in enumerate(paths) if path is not None]
+    sequences = [[*tasks[index].prompt, *(paths[index] or ())] for index in single]
+    places = [list(range(len(tasks[index].prompt) - 1, len(sequence))) for index, sequence in zip(single, sequences, strict=True)]
+    for row, logits in logits_at(model, sequences, places, batch_tokens):
+        logprobs = torch.log_softmax(logits.float(), -1).cpu()
+        totals[single[row]] = [float(logprobs[range(len(option)), option].sum()) for option in tasks[single[row]].options]
+    for index, task in enumerate(tasks):
+        if index not in totals:
+            totals[index] = _score_apart(model, task)
+    return [OptionScores([total / length for total, length in zip(totals[index], task.lengths, strict=True)], task.truncated)
+            for index, task in enumerate(tasks)]
+
+
+def _only_path(options: Sequence[Sequence[int]]) -> list[int] | None:
+    """The tokens to read behind the prompt when one sequence serves every option: each option without its last token begins it.
+    So it is where options are single tokens, or share all but the last, as letters do. None otherwise."""
+    longest = list(max(options, key=len)[:-1])
+    return longest if all(list(option[:-1]) == longest[: len(option) - 1] for option in options) else None
+
+
+@dataclass(frozen=True)
+class _Task:
+    prompt: list[int]
+    options: list[list[int]]
+    lengths: list[int]  # what each option's log-likelihood is divided by
+    truncated: bool
+
+
+def _task(tokenizer: Any, question: dict[str, Any], mode: str, window: int) -> _Task:
+    """Token ids of prompt and continuations, cut as pairs: an option's tokens are those that prompt + option has beyond the prompt's."""
+    texts = question["options"]
+    prompt = letter_prompt(question["text"], texts) if mode == "ntp" else text_prompt(question["text"])
+    continuations = [f" {letter}" for letter in LETTERS[: len(texts)]] if mode == "ntp" else [f" {text}" for text in texts]
+    ids = _encode(tokenizer, prompt)
+    options = [_encode(tokenizer, prompt + continuation)[len(ids) :] or _encode(tokenizer, continuation) for continuation in continuations]
+    start = bos_id(tokenizer)
+    bos = [] if start is None else [start]
+    longest = max(len(option) for option in options)
+    room = window - longest + 1 - len(bos)  # the last token of an option is predicted, never read
+    if room < 1:
+        options, room = [option[: window - len(bos)] for option in options], 1
+    kept = ids[-room:]
+    lengths = [1] * len(texts) if mode == "ntp" else [max(1, len(text.encode())) for text in texts]
+    return _Task(bos + kept, options, lengths, len(kept) < len(ids) or longest > window - len(bos))
+
+
+def _encode(tokenizer: Any, text: str) -> list[int]:
+    return tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+
+
+@torch.inference_mode()
+def _score_apart(model: PreTrainedModel, task: _Task) -> list[float]:
+    """Options of several tokens: the prompt passes through the model once and its cache is repeated for every option."""
+    prompt = torch.tensor([task.prompt], device=model.device)
+    first = model(input_ids=prompt, use_cache=True, past_key_values=DynamicCache(config=model.config), logits_to_keep=1)
+    start = torch.log_softmax(first.logits[0, -1].float(), -1)
+    totals = start[[option[0] for option in task.options]]
+    longest = max(len(option) for option in task.options)
+    if longest > 1:
+        cache = first.past_key_values
+        assert cache is not None
+        cache.batch_repeat_interleave(len(task.options))
+        fed = torch.tensor([option[:-1] + [0] * (longest - len(option)) for option in task.options], device=model.device)
+        logprobs = torch.log_softmax(model(input_ids=fed, past_key_values=cache, use_cache=True).logits.float(), -1)
+        totals = totals + _continuation(logprobs, task.options, longest)
+    return totals.tolist()
+
+
+def _continuation(logprobs: Tensor, options: Sequence[Sequence[int]], longest: int) -> Tensor:
+    """Log-likelihood of each option's tokens after its first; logprobs [options, longest - 1, V]."""
+    wanted = torch.tensor([[*option[1:], *[-1] * (longest - len(option))] for option in options], device=logprobs.device)
+    found = logprobs.gather(-1, wanted.clamp(min=0)[..., None])[..., 0]
+    return (found * (wanted >= 0)).sum(-1)
