@@ -178,7 +178,8 @@ def _create_tables(connection: duckdb.DuckDBPyConnection, name: str, schema: Tab
     _create_view(connection, f"{name}_versions",
                  " UNION ALL ".join(marked) or select_parquet(name, [], extra="'' AS slot, '' AS version, false AS current, "),
                  f"{schema.comment} Every committed version.", {**origin, "current": "The slot's pointer names the version.", **columns})
-    live = [_select(name, found, f"{literal(found.slot)} AS slot, {literal(found.version)} AS version, ") for found in shown.live.get(name, [])]
+    live = [_select(name, found, f"{literal(found.slot)} AS slot, {literal(found.version)} AS version, ")
+            for found in shown.live.get(name, [])]
     _create_view(connection, f"{name}_live", " UNION ALL ".join(live) or select_parquet(name, [], extra="'' AS slot, '' AS version, "),
                  f"{schema.comment} Closed parts of versions that are still running.", {**origin, **columns})
 

@@ -35,7 +35,7 @@ class NamedQuery:
 
     name: str
     help: str
-    parameters: tuple[Parameter, ...]
+    params: tuple[Parameter, ...]
     sql: str
 
 
@@ -81,7 +81,7 @@ def run_named(workspace: Workspace, name: str, params: Mapping[str, Any] | None 
     known = named_queries()
     if name not in known:
         raise UserError(f"there is no query {name}{_nearest(name, known)}; known are: {', '.join(known)}.")
-    parameters = {parameter.name: parameter for parameter in known[name].parameters}
+    parameters = {parameter.name: parameter for parameter in known[name].params}
     for given in params or {}:
         if given not in parameters:
             raise UserError(f"the query {name} has no parameter {given}{_nearest(given, parameters)}; "
@@ -101,7 +101,8 @@ def _run_child(request: dict[str, Any]) -> tuple[int, bytes, str]:
         done = subprocess.run(command, input=json.dumps(request).encode(), capture_output=True, env=child_environment(), cwd="/",
                               timeout=request["timeout_s"] + GRACE_S, check=False)
     except subprocess.TimeoutExpired:
-        raise UserError(f"the query took longer than {request['timeout_s']:g} s and was stopped; make it smaller or allow more time.") from None
+        raise UserError(f"the query took longer than {request['timeout_s']:g} s and was stopped; "
+                        "make it smaller or allow more time.") from None
     return done.returncode, done.stdout, done.stderr.decode("utf-8", "replace").strip()
 
 

@@ -30,6 +30,8 @@ class Context:
         self._tables, self._models = tables, models
         self._begun = time.monotonic()
         self.folder.mkdir(parents=True, exist_ok=True)
+        # what a running version reads, so that gc leaves it alone
+        write_json(self.folder / "begun.json", {"slot": manifest.slot, "version": manifest.version, "inputs": manifest.inputs})
         part = self.last_part()
         self.events = Events(self.folder / "events.jsonl", listeners, covered=part["events"] if part else None)
 
@@ -175,6 +177,7 @@ class Context:
         write_json(self.folder / "manifest.json", manifest.to_json(), READ_ONLY)
         self.committed = True
         shutil.rmtree(self.folder / "state", ignore_errors=True)
+        (self.folder / "begun.json").unlink(missing_ok=True)
         return manifest
 
     def close(self) -> None:
