@@ -66,7 +66,7 @@ def position_items(documents: pa.Table | DocumentTokens, positions: pa.Table | I
     Pass one ``DocumentTokens`` to share tokenised documents between calls. Raises UserError where tokenizer and positions
     disagree about the document's tokens."""
     known = documents if isinstance(documents, DocumentTokens) else DocumentTokens(documents, tokenizer)
-    rows = positions.to_pylist() if isinstance(positions, pa.Table) else positions
+    rows = positions.to_pylist() if isinstance(positions, pa.Table) else positions  # pyright: ignore[reportAttributeAccessIssue]
     return [_item(known[row["doc_id"]], row, frame, horizon_tokens) for row in rows]
 
 

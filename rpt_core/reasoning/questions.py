@@ -78,8 +78,8 @@ def option_pieces(tokenizer: Any, row: Question, *, style: Style, score: Literal
     by_letter = style == "worded" and score == "letter"
     texts = [f" {LETTERS[index] if by_letter else option.strip()}" for index, option in enumerate(row["options"])]
     bos = bos_id(tokenizer)
-    return OptionPieces([*([] if bos is None else [bos]), *context], [encode_question(tokenizer, text, row["question_id"]) for text in texts],
-                        [len(text.encode()) for text in texts])
+    continuations = [encode_question(tokenizer, text, row["question_id"]) for text in texts]
+    return OptionPieces([*([] if bos is None else [bos]), *context], continuations, [len(text.encode()) for text in texts])
 
 
 def encode_question(tokenizer: Any, text: str, question_id: str) -> list[int]:

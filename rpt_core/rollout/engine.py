@@ -51,10 +51,10 @@ class GenerationCounts:
         """Tokens that passed through the layers."""
         return self.tokens_prefilled + self.tokens_decoded
 
-    def add_prompt(self, length: int) -> None:
-        """A prompt of ``length`` tokens was prefilled."""
-        self.tokens_prefilled += length
-        self.attention_pairs += length * (length + 1) // 2
+    def add_prompt(self, length: int, cached: int = 0) -> None:
+        """A prompt of ``length`` tokens was prefilled, the first ``cached`` of them from earlier work."""
+        self.tokens_prefilled += length - cached
+        self.attention_pairs += (length * (length + 1) - cached * (cached + 1)) // 2
 
     def add_completion(self, prompt_length: int, length: int) -> None:
         """``length`` tokens were drawn behind a prompt already counted; each but the last was fed back."""

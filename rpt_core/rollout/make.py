@@ -7,8 +7,9 @@ from typing import Any, Literal
 from rpt_core.rollout.engine import Engine
 
 
-def make_engine(kind: Literal["torch", "vllm"], folder: str | Path, *, model: Any = None, dtype: str = "float32", device: str = "auto",
-                chunk_tokens: int = 65_536, max_model_len: int | None = None, gpu_memory_share: float = 0.45, policy_step: int = 0) -> Engine:
+def make_engine(kind: Literal["torch", "vllm"], folder: str | Path, *, model: Any = None, dtype: str = "float32",
+                device: str = "auto", chunk_tokens: int = 65_536, max_model_len: int | None = None, gpu_memory_share: float = 0.45,
+                policy_step: int = 0) -> Engine:
     """An engine with the weights of ``folder``, or of ``model`` (a loaded transformers causal LM of the same folder) where given.
 
     ``dtype`` is the engine's own ("float32" or "bfloat16"). ``chunk_tokens`` is the torch engine's batch bound; ``max_model_len``
@@ -16,7 +17,7 @@ def make_engine(kind: Literal["torch", "vllm"], folder: str | Path, *, model: An
     if kind == "vllm":
         from rpt_core.rollout.vllm_engine import VllmEngine
 
-        engine: Engine = VllmEngine(folder, dtype=dtype, max_model_len=max_model_len, gpu_memory_share=gpu_memory_share, policy_step=policy_step)
+        engine = VllmEngine(folder, dtype=dtype, max_model_len=max_model_len, gpu_memory_share=gpu_memory_share, policy_step=policy_step)
         if model is not None:
             engine.sync(model, policy_step)
         return engine

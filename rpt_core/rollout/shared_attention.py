@@ -107,10 +107,10 @@ def _attention(module: torch.nn.Module, query: Tensor, key: Tensor, value: Tenso
                scaling: float | None = None, shared: SharedCache | None = None, **_: object) -> tuple[Tensor, None]:
     """The function transformers calls in each layer; returns [B, T, H, D]."""
     assert shared is not None, "this attention needs a SharedCache"
-    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     layer: int = module.layer_idx  # pyright: ignore[reportAssignmentType]
     first = len(shared.prompt) <= layer
-    out = shared.prefill(query, key, value, scaling) if first else shared.step(layer, query, key, value, scaling)
+    out = shared.prefill(query, key, value, scale) if first else shared.step(layer, query, key, value, scale)
     return out.transpose(1, 2).to(query.dtype), None
 
 
