@@ -61,7 +61,7 @@ def encode_meta(meta: dict[str, Any], report: Report) -> str:
     """``meta`` as JSON of at most META_BYTES; the longest fields are left out first, and named under ``_left_out``."""
     encoded = {name: json.dumps(value, ensure_ascii=True, default=str) for name, value in meta.items()}
     left_out: list[str] = []
-    for name in sorted(encoded, key=lambda name: -len(encoded[name])):
+    for name in sorted(encoded, key=lambda name: (-len(encoded[name]), name)):
         if sum(len(name) + len(value) + 4 for name, value in encoded.items()) <= META_BYTES:
             break
         del encoded[name]

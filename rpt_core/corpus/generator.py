@@ -2,13 +2,14 @@
 where it leads from several starts. The answer needs one look-up per move, so no fixed-depth model reads it off in one pass,
 and it is exact, so a thought can be checked. Composition of permutations is the field's usual probe for this.
 
-A document reads: ``Show clock flip wind from two to g : a flip b wind … g flip . two gives six ; three gives one ; … ;
-five works five a flip two b wind … g flip one so one .`` The head names all that is random but the moves (which cost one bit each), and the
-questions follow in a fixed order, so nearly every position of high entropy beyond the head is an answer or a coin flip
-between two moves. ``gives`` hides the steps, ``works`` prints them."""
+A document reads: ``Show clock from two to g : a add b flip … g add . two gives six ; three gives one ; … ; five works five
+a add two b flip six … g add one so one .`` The head names all that is random but the moves, and the questions follow in a fixed
+order, so beyond the head nearly every position of high entropy is an answer (up to 2.1 nats) or the choice of a move (0.95 nats,
+by MOVE_SHARES). ``gives`` hides the steps, ``works`` prints them. Why a working names letter, move and state: the letter is what
+a small model finds its place by, the move is copied, the state is looked up. A family has few moves, because with many the
+state before says nothing about the state after, and a small model does not begin to learn the look-up."""
 
 import hashlib
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -24,11 +25,13 @@ MIN_MOVES, MAX_MOVES = 6, len(LETTERS)
 QUESTION_SHARE = 0.1  # of the item space is kept for questions and never occurs in a document
 HIDDEN_WITH_PRINTED, PRINTED, HIDDEN_ALONE = 3, 2, 4  # questions of a document that prints steps, and of one that does not
 
+MOVE_SHARES = (0.6, 0.2, 0.2)  # 0.95 nats: the choice of a move stays below the paper's medium threshold of 1.0
+
 WORDS: dict[str, tuple[str, str]] = {
-    "clock": ("one two three four five six seven eight", "add flip wind skip tick jump spin push pull slide"),
-    "lamp": ("red blue green black white pink gold grey", "press twist tap swap dim glow fade mix dye shine"),
-    "robot": ("hall attic porch cellar study den barn shed", "go turn climb dash roll stride back hop march drift"),
-    "farm": ("cat dog fox hen owl pig cow bee", "call chase feed hide wake lead ride trade race drop"),
+    "clock": ("one two three four five six seven eight", "add flip wind"),
+    "lamp": ("red blue green black white pink gold grey", "press twist tap"),
+    "robot": ("hall attic porch cellar study den barn shed", "go turn climb"),
+    "farm": ("cat dog fox hen owl pig cow bee", "call chase feed"),
 }
 
 
@@ -77,10 +80,9 @@ def families() -> tuple[Family, ...]:
 
 @dataclass(frozen=True)
 class Program:
-    """A list of moves of one family. ``kit`` is the pair of moves the list is drawn from."""
+    """A list of moves of one family."""
 
     family: Family
-    kit: tuple[int, int]
     moves: tuple[int, ...]
 
     def item_key(self, start: int) -> str:
@@ -107,30 +109,25 @@ class Program:
         return f" {self.family.states[self.family.run(self.moves, start)[-1]]}"
 
     def statement(self, start: int) -> str:
-        """``clock flip wind from two to g : a flip b wind … g flip .``"""
+        """``clock from two to g : a add b flip … g add .``"""
         moves = self.family.moves
         listed = " ".join(f"{letter} {moves[move]}" for letter, move in zip(LETTERS, self.moves, strict=False))
-        kit = " ".join(moves[move] for move in self.kit)
-        return f"{self.family.name} {kit} from {self.family.states[start]} to {LETTERS[len(self.moves) - 1]} : {listed} ."
+        return f"{self.family.name} from {self.family.states[start]} to {LETTERS[len(self.moves) - 1]} : {listed} ."
+
+
+_MOVE_BOUNDS = np.cumsum(MOVE_SHARES)[:-1]
 
 
 def draw_program(rng: np.random.Generator) -> Program:
     family = families()[int(rng.integers(len(WORDS)))]
-    first, second = (int(move) for move in rng.choice(len(family.moves), size=2, replace=False))
     n_moves = int(rng.integers(MIN_MOVES, MAX_MOVES + 1))
-    kit = (min(first, second), max(first, second))
-    return Program(family, kit, tuple(kit[int(bit)] for bit in rng.integers(2, size=n_moves)))
+    return Program(family, tuple(np.searchsorted(_MOVE_BOUNDS, rng.random(n_moves), side="right").tolist()))
 
 
 def item_space() -> int:
     """Number of different items (family, moves, start) the generator can ask."""
-    total = 0
-    for family in families():
-        pairs = math.comb(len(family.moves), 2)
-        for n_moves in range(MIN_MOVES, MAX_MOVES + 1):
-            lists = pairs * (2**n_moves - 2) + len(family.moves)  # both moves occur, or one alone
-            total += lists * len(family.states)
-    return total
+    lengths = range(MIN_MOVES, MAX_MOVES + 1)
+    return sum(len(family.states) * len(family.moves) ** n_moves for family in families() for n_moves in lengths)
 
 
 def split_of(place: float, dev_share: float, test_share: float) -> str:

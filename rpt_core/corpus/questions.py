@@ -1,7 +1,8 @@
 """Questions with a checkable answer, from the shapes people publish them in: MMLU-Pro, SuperGPQA, GSM8K, MATH, Omni-MATH, verl."""
 
+import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +39,12 @@ def named_source(given: str) -> tuple[str, str]:
     return path.stem.lower(), given
 
 
-def read_questions(source: str, *, benchmark: str, split: str = "test") -> pa.Table:
+def read_questions(source: str, *, benchmark: str, split: str = "test", max_malformed_share: float = 0.01,
+                   say: Callable[[str], None] = logging.getLogger("rpt").warning) -> pa.Table:
     """The questions of a file, a folder or a Hub dataset, in their order, as a table of the schema ``questions``; every row gets
-    ``benchmark`` as its source and ``split``. UserError naming file and line when any row does not make a question."""
-    report = Report(lambda text: None, 0.0)
+    ``benchmark`` as its source and ``split``. Rows that make no question are told to ``say`` with file and line; UserError when
+    they are more than ``max_malformed_share``, or when there is no question."""
+    report = Report(say, max_malformed_share)
     rows = list(question_rows(source, benchmark, report, Limits()))
     report.check()
     if not rows:
@@ -80,9 +83,6 @@ def to_question(record: Record, benchmark: str) -> dict[str, Any]:
     content = "\x1f".join([benchmark, row["text"], *row["options"]])
     row["question_id"] = f"{benchmark}:{own}" if own else hash_bytes(content.encode())
     row["source"] = benchmark
-    for value in (row["text"], row["answer"], *row["options"]):
-        if "\0" in value:
-            raise NotAQuestion("it holds a NUL character")
     return row
 
 
@@ -138,7 +138,7 @@ def _right_option(fields: dict[str, Any], options: list[str]) -> int:
     index = found.pop()
     if not 0 <= index < len(options):
         raise NotAQuestion(f"its answer is option {index} of {len(options)}")
-    if "answer_letter" in fields and isinstance(answer, str) and len(answer) > 1 and options[index] != answer:
+    if "answer_letter" in fields and isinstance(answer, str) and answer != options[index] and answer != fields["answer_letter"]:
         raise NotAQuestion("its answer_letter and answer disagree")
     return index
 
