@@ -316,11 +316,13 @@ class Tracking:
         if known:
             number = known[0].version
         else:
-            model = client.create_logged_model(self._experiment, name=f"{manifest.slot}-step-{last['step']}", source_run_id=run_id,
-                                               tags=tags, model_type="checkpoint")
-            client.finalize_logged_model(model.model_id, "READY")
-            number = client.create_model_version(MODEL, f"models:/{model.model_id}", run_id=run_id, tags=tags,
-                                                 model_id=model.model_id).version
+            source, model_id = uri, None
+            if not self.uri.startswith("sqlite"):  # a server takes no folder of ours as a source, but a logged model that names it
+                model = client.create_logged_model(self._experiment, name=f"{manifest.slot}-step-{last['step']}", source_run_id=run_id,
+                                                   tags=tags, model_type="checkpoint")
+                client.finalize_logged_model(model.model_id, "READY")
+                source, model_id = f"models:/{model.model_id}", model.model_id
+            number = client.create_model_version(MODEL, source, run_id=run_id, tags=tags, model_id=model_id).version
         client.set_registered_model_alias(MODEL, LATEST, number)
 
     # --- small pieces ---------------------------------------------------------------------------------------------
