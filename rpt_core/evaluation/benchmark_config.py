@@ -22,9 +22,10 @@ class BenchmarkConfig(StageConfig):
     split: str = semantic("test", "Split of the questions that is asked.")
     modes: list[Mode] = semantic(
         ["ntp", "reasoning", "solve"],
-        "ntp: likelihood of the option's letter; ntp_text: of its text per byte; reasoning: think, then a letter; solve: free answers.")
+        "ntp: likelihood of the option's letter; ntp_text: of its text per byte; reasoning: think, then choose; solve: free answers.")
     per_subject: int = semantic(200, "Questions per subject, drawn by seed (the paper's count); 0 asks all.", ge=0, le=1_000_000)
-    template: str = semantic("question", "Prompt template of reasoning and solve: a name, or the absolute path of a file.")
+    style: Literal["auto", "worded", "bare"] = semantic(
+        "auto", "worded explains the task; bare only continues text (small models); auto: bare for generated questions.")
     temperature: float = semantic(0.0, "Sampling temperature of reasoning and solve; 0 is greedy (paper: 0.8).", ge=0, le=2)
     samples: int = semantic(1, "Responses per question in reasoning and solve; more than one needs a temperature.", ge=1, le=1024)
     max_response_tokens: int = semantic(128, "Longest response, tokens; longer ones are cut and count as truncated (paper: 12,288).", ge=2,
@@ -47,6 +48,10 @@ class BenchmarkConfig(StageConfig):
         if self.source and not self.benchmark:
             raise ValueError("a source needs the name of its benchmark; set benchmark, e.g. mmlu-pro")
         return self
+
+    def style_of(self, benchmark: str) -> Literal["worded", "bare"]:
+        """Style of a question set's prompts."""
+        return self.style if self.style != "auto" else "bare" if benchmark.startswith("generated-") else "worded"
 
     @property
     def with_trained(self) -> bool:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from rpt_core.rollout.engine import Completion, Engine, Sampling
+from rpt_core.rollout.make import make_engine, stop_ids
 from rpt_core.store.errors import UserError
 from rpt_core.store.models import ModelRef
 from rpt_core.tokens.models import load_causal_lm, resolve_device
@@ -16,8 +17,9 @@ class Generator:
     """A model folder behind a forward pass (``model``) and a rollout engine (``generate``); each is made when first used."""
 
     def __init__(self, ref: ModelRef, tokenizer: Any, *, engine: Literal["torch", "vllm"], dtype: str, device: str, batch_tokens: int):
-        self.ref, self.kind, self.dtype, self.device, self.batch_tokens = ref, engine, dtype, resolve_device(device), batch_tokens
-        self.stop_ids: tuple[int, ...] = (tokenizer.eos_token_id,) if tokenizer.eos_token_id is not None else ()
+        self.ref, self.dtype, self.device, self.batch_tokens = ref, dtype, resolve_device(device), batch_tokens
+        self.kind: Literal["torch", "vllm"] = engine
+        self.stop_ids: tuple[int, ...] = stop_ids(tokenizer)
         self._model: PreTrainedModel | None = None
         self._engine: Engine | None = None
         self._config: Any = None
@@ -57,13 +59,6 @@ class Generator:
 
     def _open(self) -> Engine:
         """The engine keeps weights of its own, so the ones that scored are let go first."""
-        if self.kind == "vllm":
-            from rpt_core.rollout.vllm_engine import VllmEngine
-
-            self._model = None
-            return VllmEngine(self.ref.path, dtype=self.dtype)
-        from rpt_core.rollout.torch_engine import TorchEngine
-
-        engine = TorchEngine(self.model, chunk_tokens=self.batch_tokens)
-        self._model = None
-        return engine
+        model, self._model = self.model if self.kind == "torch" else None, None
+        return make_engine(self.kind, self.ref.path, model=model, dtype=self.dtype, device=self.device, chunk_tokens=self.batch_tokens,
+                           max_model_len=self.room)

@@ -1,7 +1,7 @@
 """Multiple choice without reasoning: the option whose continuation the model finds most likely ("NTP mode", paper Table 3).
 
-Two ways, never mixed: ``ntp`` compares the log-likelihoods of the options' letters behind a prompt that lists the options;
-``ntp_text`` those of the options' own texts behind the bare question, divided by their bytes."""
+Two ways, never mixed: ``ntp`` compares the log-likelihoods of the options' letters, ``ntp_text`` those of their texts, divided by
+their bytes. A bare prompt lists no letters, so there both compare texts."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,13 +12,13 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from rpt_core.evaluation.next_token import logits_at
-from rpt_core.reasoning.choices import LETTERS
+from rpt_core.reasoning.questions import Style, option_pieces
 from rpt_core.tokens.bytes import bos_id
 
 
 @dataclass(frozen=True)
 class OptionScores:
-    """``scores`` [options]: log-likelihood in nats, per byte of text in ``ntp_text``; ``truncated``: the prompt lost its beginning."""
+    """``scores`` [options]: log-likelihood in nats; per byte where texts are compared; ``truncated``: the prompt lost its beginning."""
 
     scores: list[float]
     truncated: bool
@@ -29,22 +29,11 @@ class OptionScores:
         return self.scores.index(max(self.scores))
 
 
-def letter_prompt(text: str, options: Sequence[str]) -> str:
-    """The question with its lettered options; a letter, with its space, is to follow."""
-    listed = "\n".join(f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=False))
-    return f"Question: {text}\nOptions:\n{listed}\nAnswer:"
-
-
-def text_prompt(text: str) -> str:
-    """The question alone; an option's text, with a space before it, is to follow."""
-    return f"Question: {text}\nAnswer:"
-
-
-def score_options(model: PreTrainedModel, tokenizer: Any, questions: Sequence[dict[str, Any]], mode: str, *, window: int,
+def score_options(model: PreTrainedModel, tokenizer: Any, questions: Sequence[dict[str, Any]], mode: str, style: Style, *, window: int,
                   batch_tokens: int) -> list[OptionScores]:
-    """Scores of every question's options (``text``, ``options``). Prompt and option together are cut to ``window`` tokens at the
-    prompt's beginning, BOS kept. Text is tokenised plainly: spellings of control tokens stay text."""
-    tasks = [_task(tokenizer, question, mode, window) for question in questions]
+    """Scores of every question's options; ``questions`` are rows of ``questions``. Prompt and option together are cut to ``window``
+    tokens at the prompt's beginning, BOS kept."""
+    tasks = [_task(tokenizer, question, mode, style, window) for question in questions]
     totals: dict[int, list[float]] = {}
     paths = [_only_path(task.options) for task in tasks]
     single = [index for index, path in enumerate(paths) if path is not None]
@@ -75,26 +64,23 @@ class _Task:
     truncated: bool
 
 
-def _task(tokenizer: Any, question: dict[str, Any], mode: str, window: int) -> _Task:
-    """Token ids of prompt and continuations, cut as pairs: an option's tokens are those that prompt + option has beyond the prompt's."""
-    texts = question["options"]
-    prompt = letter_prompt(question["text"], texts) if mode == "ntp" else text_prompt(question["text"])
-    continuations = [f" {letter}" for letter in LETTERS[: len(texts)]] if mode == "ntp" else [f" {text}" for text in texts]
-    ids = _encode(tokenizer, prompt)
-    options = [_encode(tokenizer, prompt + continuation)[len(ids) :] or _encode(tokenizer, continuation) for continuation in continuations]
-    start = bos_id(tokenizer)
-    bos = [] if start is None else [start]
+def scored_by(mode: str, style: Style) -> str:
+    """What ``ntp`` or ``ntp_text`` compares in a style, in words; a bare prompt lists no letters."""
+    return "letter" if mode == "ntp" and style == "worded" else "text per byte"
+
+
+def _task(tokenizer: Any, question: dict[str, Any], mode: str, style: Style, window: int) -> _Task:
+    letters = scored_by(mode, style) == "letter"
+    pieces = option_pieces(tokenizer, question, style=style, score="letter" if letters else "text")
+    ids, options = pieces.context_ids, pieces.continuation_ids
+    head = 1 if ids and ids[0] == bos_id(tokenizer) else 0
     longest = max(len(option) for option in options)
-    room = window - longest + 1 - len(bos)  # the last token of an option is predicted, never read
-    if room < 1:
-        options, room = [option[: window - len(bos)] for option in options], 1
-    kept = ids[-room:]
-    lengths = [1] * len(texts) if mode == "ntp" else [max(1, len(text.encode())) for text in texts]
-    return _Task(bos + kept, options, lengths, len(kept) < len(ids) or longest > window - len(bos))
-
-
-def _encode(tokenizer: Any, text: str) -> list[int]:
-    return tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    room = max(1, window - longest + 1 - head)  # the last token of an option is predicted, never read
+    truncated = len(ids) - head > room
+    prompt = ids[:head] + ids[-room:] if truncated else ids
+    if longest > window - head:
+        options, truncated = [option[: window - head] for option in options], True
+    return _Task(prompt, options, [1] * len(options) if letters else [max(1, length) for length in pieces.n_bytes], truncated)
 
 
 @torch.inference_mode()
