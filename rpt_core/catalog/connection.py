@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import duckdb
 
@@ -18,7 +19,7 @@ def open_duckdb(path: str | Path = ":memory:", *, memory_mib: int, threads: int,
                 read_only: bool = False) -> duckdb.DuckDBPyConnection:
     """A connection with its limits set (DuckDB's own default takes 80 % of memory and every core). ``temporary`` is the folder
     it may spill to; None forbids spilling. No extension is ever loaded or fetched."""
-    config = {"memory_limit": f"{memory_mib}MiB", "threads": str(threads), "temp_directory": str(temporary or ""),
+    config: dict[str, Any] = {"memory_limit": f"{memory_mib}MiB", "threads": str(threads), "temp_directory": str(temporary or ""),
               "autoinstall_known_extensions": "false", "autoload_known_extensions": "false", "python_enable_replacements": "false"}
     connection = duckdb.connect(str(path), read_only=read_only, config=config)
     connection.execute("SET enable_progress_bar = false; SET TimeZone = 'UTC'")

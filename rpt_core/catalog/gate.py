@@ -30,7 +30,7 @@ def check_statement(sql: str) -> None:
         raise UserError(f"only SELECT statements may be run here, not {statements[0].type.name}.")
     with duckdb.connect() as parser:
         found = parser.execute("SELECT json_serialize_sql($sql)", {"sql": sql}).fetchone()
-    tree = json.loads(found[0]) if found else {"error": True}
+    tree: dict[str, Any] = json.loads(found[0]) if found else {"error": True}
     if tree.get("error") or len(tree["statements"]) != 1:
         raise UserError("only plain SELECT statements may be run here (no PRAGMA; write PIVOT as conditional aggregates).")
     for node in _nodes(tree):

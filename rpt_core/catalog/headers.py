@@ -6,7 +6,7 @@ from typing import Any
 
 from rpt_core.store.errors import UserError
 
-PARAMETER = re.compile(r"(\w+): (text|integer|number) = ([^|]*) \| (.+)")
+PARAMETER = re.compile(r"(\w+): (text|integer|number) =([^|]*)\| (.+)")
 COLUMN = re.compile(r"(\w+): (.+)")
 KINDS = {"text": str, "integer": int, "number": float}
 

@@ -197,8 +197,8 @@ def _order_trouble(name: str, shards: Iterable[Shard], folder: Path) -> Iterator
 
 def _breaks_order(rows: pa.Table, first: bool, gapless: bool) -> str:
     before, after = rows.slice(0, rows.num_rows - 1), rows.slice(1)
-    same = pc.equal(after["doc_id"], before["doc_id"]).to_numpy()
-    later = pc.greater(after["doc_id"], before["doc_id"]).to_numpy()
+    same = pc.call_function("equal", [after["doc_id"], before["doc_id"]]).to_numpy()
+    later = pc.call_function("greater", [after["doc_id"], before["doc_id"]]).to_numpy()
     position, start = rows["position"].to_numpy(), rows["byte_start"].to_numpy()
     if not np.all(later | (same & (position[1:] > position[:-1]))):
         return "rows are not sorted by doc_id and position"
