@@ -37,17 +37,32 @@ class Spans:
 
 
 def load_tokenizer(folder: str | Path) -> Any:
-    """The fast Hugging Face tokenizer of a model folder, without remote code; UserError where there is none."""
-    from transformers import AutoTokenizer
+    """The fast Hugging Face tokenizer of a model folder, without remote code; UserError where there is none.
 
+    A tokenizer.json is taken as it is written. AutoTokenizer is only asked for vocabularies in other files, because for some model
+    types (qwen2 among them) it replaces what tokenizer.json says about splitting and normalising by the model type's own rules."""
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    path = Path(folder) / "tokenizer.json"
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
+        if path.exists():
+            _check_readable(path)
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(str(folder), local_files_only=True)
+        else:
+            tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
     except (OSError, ValueError, KeyError, ImportError, AttributeError, TypeError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"the folder {folder} holds no tokenizer that can be loaded: {reason}") from None
     if len(tokenizer) < 2:
         raise UserError(f"the tokenizer in {folder} has an empty vocabulary; its vocabulary files are missing.")
     return tokenizer
+
+
+def _check_readable(path: Path) -> None:
+    try:
+        Tokenizer.from_file(str(path))
+    except Exception as error:  # noqa: BLE001  the Rust side raises nothing narrower
+        raise ValueError(f"tokenizer.json cannot be read: {error}") from None
 
 
 def token_bytes(tokenizer: Any) -> list[bytes]:
@@ -136,7 +151,7 @@ def _entry_bytes(description: dict[str, Any]) -> Callable[[str], bytes]:
     kind = model.get("type", "")
     parts = list(_components([description["normalizer"], description["pre_tokenizer"], description["decoder"]]))
     if kind in ("WordPiece", "WordLevel") or model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"):
-        raise ValueError(f"the bytes of this tokenizer's entries cannot be recovered: it is a {kind or 'word'} vocabulary that drops white space; "
+        raise ValueError(f"the bytes of this tokenizer's entries cannot be recovered: a {kind or 'word'} vocabulary drops white space; "
                          "use a model with a byte-level BPE or SentencePiece tokenizer.")
     if any(part["type"] == "ByteLevel" for part in parts):
         alphabet = _byte_alphabet()
@@ -239,7 +254,8 @@ class _Codec:
         token_id = int(ids[position])
         where = offset + int(self.lengths[ids[:position]].sum())
         if token_id in self.unknown:
-            raise ValueError(f"near byte {where}: the tokenizer has no entry for a character of the text and writes {self.table[token_id].decode()}.")
+            raise ValueError(f"near byte {where}: the tokenizer has no entry for a character of the text "
+                             f"and writes {self.table[token_id].decode()}.")
         raise ValueError(f"near byte {where}: the text spells the control token {self.table[token_id].decode()}, "
                          "which this tokenizer cannot write as plain text.")
 

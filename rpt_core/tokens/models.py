@@ -36,20 +36,30 @@ def resolve_device(device: str = "auto") -> Literal["cuda", "cpu"]:
 def load_causal_lm(folder: str | Path, dtype: str = "float32", device: str = "cpu") -> "PreTrainedModel":
     """The model of a Hugging Face folder in eval mode, on ``device`` (a name ``resolve_device`` takes). UserError where the folder holds
     no usable model. The model's own sampling settings are dropped: ours come from a stage's configuration."""
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, GenerationConfig
+    from transformers.utils import logging
 
     path = Path(folder)
     check_model_folder(path)
     if dtype not in DTYPES:
         raise UserError(f"dtype {dtype} is not known; set it to one of {', '.join(DTYPES)}.")
+    logging.disable_progress_bar()
     try:
-        model = AutoModelForCausalLM.from_pretrained(str(path), dtype=DTYPES[dtype], attn_implementation="sdpa", use_safetensors=True,
-                                                     trust_remote_code=False, local_files_only=True)
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+        model, loaded = AutoModelForCausalLM.from_pretrained(
+            str(path), dtype=DTYPES[dtype], attn_implementation="sdpa", use_safetensors=True, trust_remote_code=False, local_files_only=True,
+            output_loading_info=True)
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"the model in {path} cannot be loaded as a causal language model: {reason}") from None
+    # transformers draws absent weights at random and only warns
+    absent = sorted([*loaded["missing_keys"], *(key[0] if isinstance(key, tuple) else key for key in loaded["mismatched_keys"])])
+    if absent:
+        raise UserError(f"the model in {path} lacks {len(absent)} weights of its architecture, e.g. {absent[0]}; its files do not belong together.")
     model.generation_config = GenerationConfig()
-    return model.eval().to(torch.device(resolve_device(device)))
+    model.eval()
+    nn.Module.to(model, torch.device(resolve_device(device)))
+    return model
 
 
 def max_positions(model: "PreTrainedModel") -> int | None:
@@ -68,7 +78,8 @@ def body_and_head(model: "PreTrainedModel") -> tuple[Any, nn.Module, int]:
     whole = model(input_ids=ids, use_cache=False).logits.float()
     halves = head(body(input_ids=ids, use_cache=False).last_hidden_state).float()
     if not torch.allclose(whole, halves, rtol=1e-2, atol=1e-2):
-        raise UserError(f"{type(model).__name__} scales or caps its logits after its output layer, which scoring does not support; use another model.")
+        raise UserError(f"{type(model).__name__} scales or caps its logits after its output layer, which scoring does not support; "
+                        "use another model.")
     return body, head, whole.shape[-1]
 
 

@@ -2,6 +2,7 @@
 into shards that depend on the data alone; each shard is scored from scratch or kept whole, so a resume repeats at most one of them."""
 
 import ctypes
+import itertools
 import multiprocessing
 import os
 import signal
@@ -72,7 +73,7 @@ def run(config: ScoreConfig, context: Context) -> Manifest:
     set_threads(config.threads)
     scorer = Scorer(model, config)
     if scorer.window < config.window:
-        context.events.message(f"the model reads at most {scorer.window} tokens, so the window is {scorer.window} instead of {config.window}.")
+        context.events.message(f"the model reads at most {scorer.window} tokens: the window is that, not {config.window}.")
     write_vocabulary(context, scorer)
     facts = {"window": scorer.window, "bos": scorer.bos is not None}
     progress = _Progress(context, sum(shard.n_bytes for shard in shards), sum(job.shard.n_bytes for job in jobs if job not in waiting))
@@ -94,8 +95,9 @@ def plan_shards(documents: Table, shard_bytes: int) -> list[DocumentShard]:
     n_bytes = listed["n_bytes"].to_numpy()
     before = np.cumsum(n_bytes) - n_bytes
     cuts = [0, *(np.flatnonzero(np.diff(before // shard_bytes)) + 1).tolist(), listed.num_rows]
-    return [DocumentShard(index, listed["doc_id"][begin].as_py(), listed["doc_id"][end - 1].as_py(), end - begin, int(n_bytes[begin:end].sum()))
-            for index, (begin, end) in enumerate(zip(cuts[:-1], cuts[1:], strict=True))]
+    doc_ids = listed["doc_id"]
+    return [DocumentShard(index, doc_ids[begin].as_py(), doc_ids[end - 1].as_py(), end - begin, int(n_bytes[begin:end].sum()))
+            for index, (begin, end) in enumerate(itertools.pairwise(cuts))]
 
 
 def read_documents(documents: Table, shard: DocumentShard) -> Iterator[tuple[str, str]]:
@@ -105,8 +107,9 @@ def read_documents(documents: Table, shard: DocumentShard) -> Iterator[tuple[str
     if not parts:
         return
     found = pa.Table.from_batches(parts)
-    for row in pc.sort_indices(found, sort_keys=[("doc_id", "ascending")]).to_numpy():
-        yield found["doc_id"][int(row)].as_py(), found["text"][int(row)].as_py()
+    doc_ids = found["doc_id"].to_pylist()
+    for row in sorted(range(len(doc_ids)), key=doc_ids.__getitem__):
+        yield doc_ids[row], found["text"][row].as_py()
 
 
 def score_shard(job: Job, scorer: Scorer, on_bytes: Callable[[int], None] = lambda _: None) -> ShardCounts:
@@ -125,8 +128,8 @@ def write_vocabulary(context: Context, scorer: Scorer) -> None:
         return
     table, special = token_bytes(scorer.tokenizer), special_ids(scorer.tokenizer)
     digest = byte_table_digest(scorer.tokenizer)
-    context.write("vocabulary", [{"tokenizer": digest, "token_id": i, "bytes": entry, "text": entry.decode("utf-8", "replace"), "special": i in special}
-                                 for i, entry in enumerate(table) if entry])
+    context.write("vocabulary", [{"tokenizer": digest, "token_id": i, "bytes": entry, "text": entry.decode("utf-8", "replace"),
+                                  "special": i in special} for i, entry in enumerate(table) if entry])
 
 
 def summary(shards: list[ShardCounts], context: Context) -> dict[str, Any]:
@@ -139,8 +142,9 @@ def summary(shards: list[ShardCounts], context: Context) -> dict[str, Any]:
             raise UserError(f"none of the {documents} documents can be tokenised byte for byte, e.g. {first[0]}: {first[1]}")
         context.events.message(f"{len(flagged)} of {documents} documents are flagged and have no tokens, e.g. {first[0]}: {first[1]}")
     nll = sum(counts.nll for counts in shards)
-    return {"documents": documents, "documents_flagged": len(flagged), "flagged": dict(sorted(flagged.items())[:FLAGGED_SHOWN]), "tokens": tokens,
-            "tokens_scored": scored, "windows": sum(counts.windows for counts in shards), "mean_nll": nll / scored if scored else None}
+    return {"documents": documents, "documents_flagged": len(flagged), "flagged": dict(sorted(flagged.items())[:FLAGGED_SHOWN]),
+            "tokens": tokens, "tokens_scored": scored,
+            "windows": sum(counts.windows for counts in shards), "mean_nll": nll / scored if scored else None}
 
 
 class _Progress:
@@ -164,7 +168,8 @@ class _Progress:
         self.tokens += counts.tokens
         self._say(self.done)
         seconds = max(time.monotonic() - self.begun, 1e-9)
-        self.context.events.metrics(shard.index, {"tokens_per_second": self.tokens / seconds, "shard_nll": counts.nll / max(counts.scored, 1)})
+        values = {"tokens_per_second": self.tokens / seconds, "shard_nll": counts.nll / max(counts.scored, 1)}
+        self.context.events.metrics(shard.index, values)
 
     def _say(self, done: int) -> None:
         self.said = time.monotonic()

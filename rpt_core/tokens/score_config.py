@@ -15,16 +15,17 @@ class ScoreConfig(StageConfig):
     name: Literal["filter", "difficulty"] = semantic(
         "filter", "What the scores are for: filter chooses training positions, difficulty grades positions for evaluation.")
     model: str = semantic("", "Scoring model: a folder, or a Hub name with @revision; blank for bootstrap's model.")
-    window: int = semantic(256, "Longest input of the model in tokens, BOS included; lowered to the model's own limit where that is smaller.",
+    window: int = semantic(256, "Longest input of the model in tokens, BOS included; lowered to the model's own limit if that is smaller.",
                            ge=2, le=1_048_576)
     min_context: int = semantic(64, "Tokens of context that every token sees at least, where the document has as many before it.",
                                 ge=1, le=524_288)
     dtype: Literal["float32", "bfloat16", "float16"] = semantic("float32", "Number format of the weights and the forward pass.")
-    shard_bytes: int = semantic(4_000_000, "Bytes of text scored into one shard of tokens, the unit a resume keeps; a longer document is one shard.",
+    shard_bytes: int = semantic(4_000_000, "Bytes of text that make one shard of tokens, the unit a resume keeps; documents are not split.",
                                 ge=1, le=10_000_000_000)
     device: Literal["auto", "cpu", "cuda"] = runtime("auto", "Where the model runs; auto is the GPU where there is one.")
     batch_tokens: int = runtime(4096, "Tokens in one forward pass, padding included; more needs more memory.", ge=1, le=16_777_216)
-    threads: int = runtime(0, "CPU threads of torch in each process; 0 leaves its default, or shares the processors among the workers.", ge=0, le=1024)
+    threads: int = runtime(0, "CPU threads of torch in each process; 0 leaves its default, or shares the processors among workers.",
+                           ge=0, le=1024)
     workers: int = runtime(1, "Processes that score shards side by side; more than one only on the CPU.", ge=1, le=256)
 
     @model_validator(mode="after")

@@ -68,11 +68,13 @@ class Scorer:
         model = load_causal_lm(folder, config.dtype, self.device.type)
         self.body, self.head, self.vocabulary = body_and_head(model)
         if len(self.table) > self.vocabulary:
-            raise UserError(f"the tokenizer in {folder} has {len(self.table)} entries and its model only {self.vocabulary}; they do not belong together.")
+            raise UserError(f"the tokenizer in {folder} has {len(self.table)} entries and its model only {self.vocabulary}; "
+                            "they do not belong together.")
         self.bos = bos_id(self.tokenizer)
         self.window = min(config.window, max_positions(model) or config.window)
         if config.min_context >= self.window:
-            raise UserError(f"score.min_context is {config.min_context} and the model in {folder} reads at most {self.window} tokens; lower min_context.")
+            raise UserError(f"score.min_context is {config.min_context} and the model in {folder} reads at most {self.window} tokens; "
+                            "lower min_context.")
 
     def rows(self, documents: Iterable[tuple[str, str]], counts: ShardCounts,
              on_bytes: Callable[[int], None] = lambda _: None) -> Iterator[pa.Table]:
@@ -142,12 +144,14 @@ class Scorer:
             # input j after the BOS predicts token start + j + 1
             places.append(np.arange(window.first, window.stop) - window.start - 1 + len(piece.bos) + i * longest)
             targets.append(piece.spans.ids[window.first : window.stop])
-        hidden = self.body(input_ids=torch.from_numpy(inputs).to(self.device), use_cache=False).last_hidden_state
-        chosen = hidden.flatten(0, 1).index_select(0, torch.from_numpy(np.concatenate(places)).to(self.device))
-        found = token_statistics(chosen, self.head, torch.from_numpy(np.concatenate(targets).astype(np.int64)).to(self.device), self.vocabulary)
+        ids, rows, truth = (torch.from_numpy(array.astype(np.int64)).to(self.device)
+                            for array in (inputs, np.concatenate(places), np.concatenate(targets)))
+        hidden = self.body(input_ids=ids, use_cache=False).last_hidden_state
+        found = token_statistics(hidden.flatten(0, 1).index_select(0, rows), self.head, truth, self.vocabulary)
         return [values.cpu().numpy() for values in (found.entropy, found.nll, found.rank, found.top_id)]
 
-    def _table(self, group: list[_Piece], entropy: np.ndarray, nll: np.ndarray, rank: np.ndarray, top_id: np.ndarray, unknown: np.ndarray) -> pa.Table:
+    def _table(self, group: list[_Piece], entropy: np.ndarray, nll: np.ndarray, rank: np.ndarray, top_id: np.ndarray,
+               unknown: np.ndarray) -> pa.Table:
         sizes = [piece.stop - piece.begin for piece in group]
         documents = pa.DictionaryArray.from_arrays(pa.array(np.repeat(np.arange(len(group), dtype=np.int32), sizes)),
                                                    pa.array([piece.doc_id for piece in group]))

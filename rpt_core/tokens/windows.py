@@ -38,7 +38,7 @@ T = TypeVar("T", bound=HasLength)
 
 
 def length_batches(items: Sequence[T], batch_tokens: int) -> Iterator[list[T]]:
-    """Batches of items of similar length, longest first; a batch padded to its longest holds at most ``batch_tokens`` tokens, or one item."""
+    """Batches of items of similar length, longest first; padded to its longest, a batch holds ``batch_tokens`` tokens or one item."""
     batch: list[T] = []
     for item in sorted(items, key=lambda item: -item.n_inputs):
         if batch and (len(batch) + 1) * batch[0].n_inputs > batch_tokens:
