@@ -7,7 +7,7 @@ was not closed is done again whole, with the stored thread count and micro-batch
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -59,8 +59,9 @@ class Run:
     start: ModelRef
 
 
-def train(run: Run) -> Progress:
+def train(run: Run, at_start: Callable[[], None] | None = None) -> Progress:
     """Train ``run.model`` in place for ``config.steps`` steps, writing `checkpoints` and `rollouts`, and return the totals.
+    ``at_start`` is called before the first step, with the engine holding the start's weights; what it writes belongs to the first part.
     Goes on from the last closed part. UserError where there is nothing to train on or the numbers leave the finite."""
     config, context = run.config, run.context
     if not run.task.item_ids:
@@ -69,6 +70,8 @@ def train(run: Run) -> Progress:
         run.model.gradient_checkpointing_enable()
     optimizer = make_optimizer(run.model, config.lr, config.weight_decay)
     progress = restore(run, optimizer)
+    if at_start and progress.step == 0:
+        at_start()
     for part, last_step in parts_after(progress.step, config):
         with context.shard("rollouts", part) as rollouts:
             while progress.step < last_step:

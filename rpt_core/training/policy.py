@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rpt_core.rollout.engine import Engine
+from rpt_core.rollout.make import make_engine, stop_ids
 from rpt_core.store.errors import UserError
 from rpt_core.store.models import ModelRef
 from rpt_core.tokens.bytes import load_tokenizer, token_bytes
@@ -32,22 +33,9 @@ def open_policy(config: GrpoConfig, start: ModelRef) -> Policy:
     tokenizer = load_tokenizer(start.path)
     table = token_bytes(tokenizer)
     table += [b""] * (model.config.get_text_config().vocab_size - len(table))  # padded entries can be drawn too
-    return Policy(start, model, tokenizer, table, stop_ids(tokenizer), open_engine(config, model, start))
-
-
-def open_engine(config: GrpoConfig, model: Any, start: ModelRef) -> Engine:
-    if config.engine == "vllm":
-        from rpt_core.rollout.vllm_engine import VllmEngine
-
-        return VllmEngine(start.path, dtype=config.dtype)
-    from rpt_core.rollout.torch_engine import TorchEngine
-
-    return TorchEngine(model, dtype=config.dtype, chunk_tokens=config.rollout_chunk_tokens)
-
-
-def stop_ids(tokenizer: Any) -> tuple[int, ...]:
-    """The end-of-text token; a model without one always writes to the length limit."""
-    return () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
+    engine = make_engine(config.engine, start.path, model=model, dtype=config.dtype, chunk_tokens=config.rollout_chunk_tokens,
+                         max_model_len=config.max_prompt_tokens + config.max_response_tokens)
+    return Policy(start, model, tokenizer, table, stop_ids(tokenizer), engine)
 
 
 def require_room(policy: Policy, prompt_lengths: Sequence[int], new_tokens: int) -> None:

@@ -9,6 +9,7 @@ from rpt_core.reasoning.prompts import Frame, load_template
 from rpt_core.reasoning.rewards import NEEDS_PROBABILITY, REWARDS
 from rpt_core.rollout.probability import TokenProbability
 from rpt_core.store.context import Context
+from rpt_core.store.errors import UserError
 from rpt_core.store.tables import Manifest
 from rpt_core.training.grpo import Run, train
 from rpt_core.training.policy import Policy, open_policy, require_room
@@ -31,12 +32,16 @@ def run(config: PretrainConfig, context: Context) -> Manifest:
 
 
 def training_rows(config: PretrainConfig, context: Context, frame: Frame) -> tuple[list[dict[str, Any]], int]:
-    """(rows of `positions` selected for training whose prompt fits ``max_prompt_tokens``, number of those that do not)."""
+    """(rows of `positions` selected for training whose prompt fits ``max_prompt_tokens``, number of those that do not).
+    UserError where none is left."""
     rows = context.table("positions").read(where=ds.field("selected") == "train").to_pylist()
     fitting = [row for row in rows if row["n_prompt_tokens"] + frame.n_tokens <= config.max_prompt_tokens]
     if len(fitting) < len(rows):
         context.events.message(f"{len(rows) - len(fitting)} of {len(rows)} training positions are left out: their prompts are longer than "
                                f"{config.max_prompt_tokens} tokens, {frame.n_tokens} of them the template's")
+    if not fitting:
+        why = f"all {len(rows)} prompts are longer than max_prompt_tokens" if rows else "select chose none"
+        raise UserError(f"pretrain has no position to train on: {why}; set pretrain.max_prompt_tokens or the selection otherwise.")
     return fitting, len(rows) - len(fitting)
 
 
