@@ -49,15 +49,23 @@ def read_questions(source: str, *, benchmark: str, split: str = "test", max_malf
     report.check()
     if not rows:
         raise UserError(f"{source} holds no question.")
-    return questions_table([{**row, "split": split} for row in rows])
+    table = questions_table([{**row, "split": split} for row in rows])
+    if len(table) < len(rows):
+        say(f"{source}: {len(rows) - len(table)} questions occur again word for word; each is kept once.")
+    return table
 
 
 def questions_table(rows: list[dict[str, Any]]) -> pa.Table:
-    """Rows as a table, the first of every question_id."""
+    """Rows as a table, the first of every question. Where a source gives one id to different questions, their ids get a hash."""
     schema = TABLES["questions"].arrow
-    table = pa.Table.from_pylist(rows, schema=schema)
-    kept = pl.DataFrame(pl.from_arrow(table)).unique("question_id", keep="first", maintain_order=True)
-    return kept.to_arrow().cast(schema)
+    frame = pl.DataFrame(pl.from_arrow(pa.Table.from_pylist(rows, schema=schema)))
+    frame = frame.unique(["question_id", "text", "options"], keep="first", maintain_order=True)
+    if frame["question_id"].n_unique() < len(frame):
+        contents = ["\x1f".join([text, *options]) for text, options in frame.select("text", "options").rows()]
+        hashes = pl.Series([hash_bytes(content.encode(), 8) for content in contents], dtype=pl.String)
+        own = pl.col("question_id")
+        frame = frame.with_columns(question_id=pl.when(own.is_duplicated()).then(own + "-" + hashes).otherwise(own))
+    return frame.to_arrow().cast(schema)
 
 
 def question_rows(source: str, benchmark: str, report: Report, limits: Limits) -> Iterator[dict[str, Any]]:

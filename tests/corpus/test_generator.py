@@ -123,7 +123,7 @@ def test_the_same_seed_gives_the_same_documents_whatever_their_number(documents)
 
 def test_the_generator_is_unchanged_else_raise_revision(documents):
     digest = hash_bytes("\n".join(document.text for document in documents).encode())
-    assert digest == "24857fd91033f0db", "the generator writes other texts: if that is meant, raise ingest_config.REVISION and this constant"
+    assert digest == "24857fd91033f0db", "other texts than before: if that is meant, raise ingest_config.REVISION and this constant"
 
 
 @pytest.mark.parametrize("kind", KINDS)

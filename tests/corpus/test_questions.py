@@ -109,6 +109,21 @@ def test_bad_rows_are_told_and_too_many_fail(root):
         read_questions(str(path), benchmark="mine")
 
 
+def test_repeated_questions_are_kept_once_and_told_and_reused_ids_are_told_apart(root):
+    rows = [{"question_id": 1, "question": "a", "answer": "1"}, {"question_id": 1, "question": "b", "answer": "2"},
+            {"question_id": 1, "question": "a", "answer": "1"}, {"question_id": 2, "question": "c", "answer": "3"}]
+    path = root / "q.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    said: list[str] = []
+    table = read_questions(str(path), benchmark="b", say=said.append)
+    assert table["text"].to_pylist() == ["a", "b", "c"]
+    first, second, third = table["question_id"].to_pylist()
+    assert first != second
+    assert first.startswith("b:1-")
+    assert third == "b:2"
+    assert said == [f"{path}: 1 questions occur again word for word; each is kept once."]
+
+
 @pytest.mark.parametrize(("given", "named"), [
     ("/data/Test.jsonl.gz", ("test", "/data/Test.jsonl.gz")), ("mmlu-pro=/data/t=1.jsonl", ("mmlu-pro", "/data/t=1.jsonl")),
     ("TIGER-AI-Lab/MMLU-Pro@main", ("mmlu-pro", "TIGER-AI-Lab/MMLU-Pro@main"))])
