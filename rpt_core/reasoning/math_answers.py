@@ -71,6 +71,9 @@ class MathJudge:
     def _ask(self, questions: list[tuple[str, str]]) -> list[bool]:
         verdicts = [False] * len(questions)
         waiting = list(range(len(questions)))[::-1]
+        for worker in [w for w in self._workers if w.process.poll() is not None]:  # killed from outside while idle
+            worker.kill()
+            self._workers.remove(worker)
         with selectors.DefaultSelector() as selector:
             while len(self._workers) < min(self._limit, len(questions)):
                 self._workers.append(_Worker())

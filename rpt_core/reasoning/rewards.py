@@ -113,7 +113,9 @@ def response_group(item: Item, responses: Sequence[Sequence[int]], tokenizer: An
     texts = [ids_to_text(table, ids) for ids in responses]
     predictions = tuple(extract(frame.prefill + text) for text in texts)
     first_ids = tuple(first_token_of(tokenizer, prediction) if prediction else None for prediction in predictions)
-    thoughts = tuple((*item.prompt_ids, *thought_of(ids, table), *frame.box_ids) for ids in responses)
+    eos = tokenizer.eos_token_id
+    written = [ids[:-1] if len(ids) and ids[-1] == eos else ids for ids in responses]
+    thoughts = tuple((*item.prompt_ids, *thought_of(ids, table), *frame.box_ids) for ids in written)
     return Group(predictions, item.completion, item.boundaries, item.truth_id, first_ids,
                  tuple(frame.context_prompt(item.prefix_ids)), thoughts), texts
 

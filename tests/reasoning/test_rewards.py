@@ -98,7 +98,7 @@ def test_a_prediction_that_matches_whole_has_its_first_token_right_however_it_to
 
 @pytest.mark.parametrize("name", sorted(NEEDS_PROBABILITY))
 def test_rewards_that_ask_the_model_say_so_when_there_is_none(name: str) -> None:
-    with pytest.raises(ValueError, match="needs the model.s probabilities"):
+    with pytest.raises(ValueError, match=r"needs the model.s probabilities"):
         REWARDS[name](GROUP, None)
 
 
