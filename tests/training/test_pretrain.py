@@ -18,7 +18,8 @@ GOLDEN = "143ec7d263414fb6"
 RAISE_REVISION = "the output of pretrain changed: raise revision in pretrain_config.py and this constant"
 COLUMNS = ("item_kind", "item_id", "sample", "policy_step", "seed", "response", "prediction", "n_tokens", "finish")
 SMALL = {"steps": 4, "batch_positions": 4, "group_size": 3, "max_response_tokens": 8,
-         "max_prompt_tokens": 100, "reward": "information_gain", "lr": 3e-3, "part_steps": 2, "dynamic_from_step": 3, "threads": 1, "device": "cpu", "checkpoint_steps": [3]}
+         "max_prompt_tokens": 100, "reward": "information_gain", "lr": 3e-3, "part_steps": 2, "dynamic_from_step": 3,
+         "threads": 1, "device": "cpu", "checkpoint_steps": [3]}
 
 
 def config(**changes):
