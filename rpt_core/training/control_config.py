@@ -19,7 +19,7 @@ class ControlConfig(NtpConfig):
     window: int = semantic(256, "Tokens of a training window (ntp, ntp_traces).", ge=8)
     batch_windows: int = semantic(16, "Windows in an optimizer step (ntp, ntp_traces).", ge=1)
     batch_examples: int = semantic(16, "Traces in an optimizer step (sft).", ge=1)
-    trace_share: float = semantic(0.1, "Share of the packed tokens that are traces; they are repeated to make it up (ntp_traces).", gt=0, lt=1)
+    trace_share: float = semantic(0.1, "Share of the packed tokens that are traces, repeated to make it up (ntp_traces).", gt=0, lt=1)
     warmup_steps: int = semantic(20, "Steps of linear learning-rate warm-up.", ge=0)
 
 

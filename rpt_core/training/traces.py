@@ -26,7 +26,7 @@ from rpt_core.store.tables import Table
 from rpt_core.tokens.boxes import can_be_boxed
 from rpt_core.tokens.bytes import special_ids, token_bytes
 
-HEAD_CHARACTERS = 48  # of a prefix, by which a held-out document is recognised
+TELLING_CHARACTERS = 24  # a shorter prefix does not say which document it begins
 _SPARE = 4  # candidates looked up per trace wanted, because not every item stands at an eligible position
 
 
@@ -131,16 +131,17 @@ class TraceMaker:
         return Trace(position_id, doc_id, origin, thought, answer, prompt_ids, response)
 
     def _refuse_held_out(self, lines: list[tuple[int, dict[str, Any]]], path: str) -> None:
-        heads = {line["prefix"][:HEAD_CHARACTERS]: (number, line["prefix"]) for number, line in lines if "prefix" in line}
+        prefixes: dict[str, list[tuple[int, str]]] = {}
+        for number, line in lines:
+            if len(line.get("prefix", "")) >= TELLING_CHARACTERS:
+                prefixes.setdefault(line["prefix"][:TELLING_CHARACTERS], []).append((number, line["prefix"]))
         ids = {line["doc_id"]: number for number, line in lines if "doc_id" in line}
-        if not heads and not ids:
-            return
         for batch in self.documents.batches(columns=["doc_id", "text"], rows=1024, where=pc.field("split") != "train"):
             for doc_id, text in zip(batch.column("doc_id").to_pylist(), batch.column("text").to_pylist(), strict=True):
-                number, prefix = heads.get(text[:HEAD_CHARACTERS], (0, "\0"))
-                if doc_id in ids or text.startswith(prefix):
-                    raise UserError(f"{path}, line {ids.get(doc_id, number)}: document {doc_id} is held out; "
-                                    "traces may come from train documents only.")
+                named = [number for number, prefix in prefixes.get(text[:TELLING_CHARACTERS], []) if text.startswith(prefix)]
+                named += [ids[doc_id]] if doc_id in ids else []
+                if named:
+                    raise UserError(f"{path}, line {min(named)}: document {doc_id} is held out; traces may come from train documents only.")
 
 
 def end_of_text(tokenizer: Any) -> int:

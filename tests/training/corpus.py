@@ -41,3 +41,22 @@ def workspace_with_documents(path: Any, rows: list[dict[str, Any]] | None = None
 
 def micro_bootstrap(**changes: Any) -> BootstrapConfig:
     return BootstrapConfig(**{**MICRO, **changes})
+
+
+def commit_positions(workspace: Workspace, rows: list[dict[str, Any]], tokenizer: Any) -> str:
+    """Every position of the documents from their second token on, as ``select`` would commit them: those at an item's answer are hard,
+    the rest easy; dev answers are selected for dev, train answers for train."""
+    from rpt_core.tokens.bytes import byte_spans
+
+    positions = []
+    for row in rows:
+        answers = {item["byte_start"] for item in json.loads(row["meta"]).get("generator", {}).get("items", [])}
+        _, starts, _ = byte_spans(tokenizer, row["text"])
+        for position, start in list(enumerate(starts))[1:]:
+            hard = start in answers
+            positions.append({
+                "position_id": hash_bytes(f"{row['doc_id']} {start}".encode()), "doc_id": row["doc_id"], "position": position,
+                "byte_start": start, "context_start": 0, "split": row["split"], "entropy": 2.0 if hard else 0.7,
+                "filter_entropy": 2.0, "difficulty": "hard" if hard else "easy", "winnable": True,
+                "selected": row["split"] if hard else "", "n_prompt_tokens": position})
+    return commit_table(workspace, "select", {"positions": positions})
