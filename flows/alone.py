@@ -3,9 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
+from prefect.states import Failed
+
 from flows.stages import STAGES
 from rpt_core.store.config import StageConfig
-from tasks.stage import run_stage
+from tasks.stage import REFUSED, run_stage
 
 CURRENT: dict[str, str] = {}  # no input said: every role reads its current version
 
@@ -15,4 +17,4 @@ def run_alone(name: str, config: StageConfig, inputs: Mapping[str, str], force: 
     or the Failed state with the sentence for the user."""
     stage = STAGES[name]
     state = run_stage(stage.slot(config), stage, config, dict(inputs), force, return_state=True)
-    return state if state.is_failed() and state.data is None else state.result()
+    return Failed(name=REFUSED, message=state.message) if state.name == REFUSED else state.result()

@@ -13,7 +13,7 @@ from flows.plan import Step, boundaries, kept_steps, references, wire
 from flows.profile import configure_all, load_profile, override
 from rpt_core.store.errors import UserError
 from rpt_core.store.workspace import Workspace
-from tasks.stage import run_stage, tolerant
+from tasks.stage import REFUSED, run_stage, tolerant
 from tasks.summary import table
 from tasks.tracking import Tracking
 
@@ -39,7 +39,7 @@ def pipeline(profile: str = "tiny", overrides: dict[str, Any] = AS_WRITTEN, from
         begin, end = boundaries(chosen.slots, from_stage, until_stage)
         made = kept_steps(steps[:begin], workspace)
     except UserError as error:
-        return Failed(message=str(error))
+        return Failed(name=REFUSED, message=str(error))
     tracking = Tracking(workspace)
     key = tracking.begin_pipeline(f"pipeline {chosen.name}", {"profile": profile, **dict(overrides), "from_stage": from_stage,
                                                               "until_stage": until_stage, "force": force})
@@ -50,15 +50,15 @@ def pipeline(profile: str = "tiny", overrides: dict[str, Any] = AS_WRITTEN, from
             state = run_wired(step, made, workspace, force, key)
             if state.is_failed():
                 status = "FAILED"
-                if state.data is None:
-                    return Failed(message=state.message)
+                if state.name == REFUSED:
+                    return Failed(name=REFUSED, message=state.message)
             result = state.result()
             made[step.slot] = result["version"]
             results.append(result)
         status = "FINISHED"
     except UserError as error:
         status = "FAILED"
-        return Failed(message=str(error))
+        return Failed(name=REFUSED, message=str(error))
     except Exception:
         status = "FAILED"
         raise

@@ -17,7 +17,7 @@ from rpt_core.store.errors import UserError
 from rpt_core.store.stage import Stage
 
 PACKAGED = Path(__file__).parent / "profiles"
-PATH_KEYS = {"sources", "question_sources", "decontaminate_against", "model", "source", "base_model", "traces", "traces_file", "template"}
+PATH_KEYS = {"sources", "question_sources", "decontaminate_against", "model", "source", "base_model", "traces_file", "template"}
 FILE_ENDINGS = {".jsonl", ".json", ".parquet", ".txt", ".md", ".tex", ".csv", ".gz", ".zst", ".safetensors", ".j2"}
 
 
@@ -180,9 +180,10 @@ def parse_sets(pairs: Sequence[str], stage: str = "") -> dict[str, Any]:
     return found
 
 
-def looks_like_path(value: str) -> bool:
-    """A path rather than a Hub name: by its first character, its ending, or because it is there."""
-    return bool(value) and (value[0] in "/~." or Path(value).suffix in FILE_ENDINGS or Path(value).exists())
+def looks_like_path(value: str, may_be_a_name: bool = False) -> bool:
+    """A path rather than a Hub name: by its first character, its ending, or because it is there. Where a value ``may_be_a_name``
+    of ours, a file of that name does not make it a path."""
+    return bool(value) and (value[0] in "/~." or Path(value).suffix in FILE_ENDINGS or (not may_be_a_name and Path(value).exists()))
 
 
 def absolute_paths(key: str, value: Any, folder: Path) -> Any:
@@ -196,7 +197,7 @@ def absolute_paths(key: str, value: Any, folder: Path) -> Any:
     name, equals, path = value.partition("=") if isinstance(value, str) else ("", "", "")
     if equals and "/" not in name:  # a question source may be name=path
         return f"{name}={absolute_paths(key, path, folder)}"
-    if isinstance(value, str) and looks_like_path(value):
+    if isinstance(value, str) and looks_like_path(value, may_be_a_name=key.endswith("template")):
         return str((folder / Path(value).expanduser()).absolute())
     return value
 

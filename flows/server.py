@@ -67,6 +67,7 @@ def prefect_for(workspace: Workspace) -> Iterator[None]:
     try:
         yield
     finally:
+        send_last_logs()
         _children.remove(child)
         child.terminate()
         try:
@@ -76,6 +77,16 @@ def prefect_for(workspace: Workspace) -> Iterator[None]:
             child.wait()
         os.close(log)
         os.environ.pop("PREFECT_API_URL", None)
+
+
+def send_last_logs() -> None:
+    """Let Prefect's background threads hand over what they hold, before their server goes."""
+    if "prefect.logging.handlers" in sys.modules:
+        from prefect.events.worker import EventsWorker
+        from prefect.logging.handlers import APILogWorker
+
+        for worker in (APILogWorker, EventsWorker):
+            worker.drain_all(timeout=5)
 
 
 _children: list["subprocess.Popen[bytes]"] = []

@@ -28,6 +28,7 @@ from tasks.tracking import Tracking
 
 logger = logging.getLogger("rpt")
 
+REFUSED = "Refused"  # name of the failed state whose message is one sentence for the user
 PROGRESS_EVERY = 5.0  # seconds between two updates of the progress artifact
 FORWARD_EVERY = 10.0  # seconds between two looks for closed parts to send to MLflow
 
@@ -54,15 +55,15 @@ def observed_by(observer: Observer) -> Iterator[None]:
 
 
 def _worth_a_retry(task: Any, run: Any, state: State) -> bool:
-    """A refusal (bad input, full disk) is returned as a state without data and would only fail again; an exception may not."""
-    return state.data is not None
+    """A refusal (bad input, full disk) would only be one again; an exception may not."""
+    return state.name != REFUSED
 
 
 @task(name="stage", task_run_name="{slot}", cache_policy=NO_CACHE, persist_result=False, retries=int(os.environ.get("RPT_RETRIES", "0")),
       retry_delay_seconds=10, retry_condition_fn=_worth_a_retry)
 def run_stage(slot: str, stage: Stage, config: StageConfig, inputs: Mapping[str, str], force: bool = False, pipeline: str = "") -> Any:
-    """Run one stage in the workspace named by RPT_HOME. Returns {slot, version, cached, seconds, counts}, or a Failed state whose
-    message is the one sentence for the user. ``pipeline`` is the tracking key of the pipeline the stage runs in."""
+    """Run one stage in the workspace named by RPT_HOME. Returns {slot, version, cached, seconds, counts}, or a failed state named
+    Refused whose message is the one sentence for the user. ``pipeline`` is the tracking key of the pipeline the stage runs in."""
     try:
         with forwarded_logs():
             return perform(stage, config, Workspace.from_environment(), inputs, force, pipeline)
@@ -78,7 +79,7 @@ def run_stage(slot: str, stage: Stage, config: StageConfig, inputs: Mapping[str,
 def refused(slot: str, sentence: str) -> State:
     if TaskRunContext.get():
         get_run_logger().error(f"{slot}: {sentence}")
-    return Failed(message=sentence)
+    return Failed(name=REFUSED, message=sentence)
 
 
 def perform(stage: Stage, config: StageConfig, workspace: Workspace, inputs: Mapping[str, str], force: bool = False,

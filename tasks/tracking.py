@@ -17,6 +17,7 @@ from rpt_core.store.errors import UserError
 from rpt_core.store.events import read_events
 from rpt_core.store.files import read_json, write_json
 from rpt_core.store.locks import lock
+from rpt_core.store.maintenance import pin
 from rpt_core.store.tables import Manifest
 from rpt_core.store.workspace import Workspace
 from tasks.tracked_files import artifact_files, dataset_inputs, flat_numbers, inline_tables
@@ -64,10 +65,10 @@ class Tracking:
             for name, value in (("MLFLOW_DISABLE_TELEMETRY", "true"), ("DO_NOT_TRACK", "true"), ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1"),
                                 ("MLFLOW_HTTP_REQUEST_TIMEOUT", "20"), ("MLFLOW_ENABLE_ASYNC_LOGGING", "false")):
                 os.environ.setdefault(name, value)
-            for name in ("mlflow", "alembic"):
-                logging.getLogger(name).setLevel(logging.ERROR)
             from mlflow.tracking import MlflowClient
 
+            for name in ("mlflow", "mlflow.store", "mlflow.store.db.utils", "alembic"):  # MLflow sets the levels when it is imported
+                logging.getLogger(name).setLevel(logging.ERROR)
             local = self.uri.startswith("sqlite")
             if local:
                 (self.workspace.path / "mlflow").mkdir(exist_ok=True)
@@ -324,6 +325,7 @@ class Tracking:
                 source, model_id = f"models:/{model.model_id}", model.model_id
             number = client.create_model_version(MODEL, source, run_id=run_id, tags=tags, model_id=model_id).version
         client.set_registered_model_alias(MODEL, LATEST, number)
+        pin(self.workspace, manifest.slot, manifest.version, f"registered model {MODEL} version {number}")  # gc keeps it
 
     # --- small pieces ---------------------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +15,7 @@ from rpt_core.store.errors import UserError
 from rpt_core.store.sources import allow_source
 from rpt_core.store.workspace import Workspace
 
-out = Console(highlight=False, soft_wrap=True)
+out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 200)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
@@ -74,14 +75,14 @@ def run_flow(workspace: Workspace, start: Callable[[], Any]) -> tuple[Any, dict[
     from flows.server import prefect_for, wait_until_ready
 
     with prefect_for(workspace), warnings_shown():
-        from tasks.stage import observed_by
+        from tasks.stage import REFUSED, observed_by
 
         wait_until_ready()
         with Bars(err) as bars, observed_by(bars):
             state = start()
         if state.is_completed():
             return state.result(), bars.seconds
-        if state.data is None:
+        if state.name == REFUSED:
             raise UserError(state.message or f"the flow ended {state.name}.")
         error = state.result(raise_on_failure=False)
         if isinstance(error, UserError):

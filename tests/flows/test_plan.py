@@ -85,7 +85,7 @@ def test_from_stage_falls_back_to_the_current_version_and_says_so(workspace):
 
 
 def test_from_stage_without_its_inputs_names_what_was_never_run(workspace):
-    with pytest.raises(UserError, match="--from-stage pretrain needs what ingest, bootstrap, score.filter would make"):
+    with pytest.raises(UserError, match=r"--from-stage pretrain needs what ingest, bootstrap, score\.filter would make"):
         make_plan(PROFILE, workspace, from_stage="pretrain")
 
 
@@ -111,5 +111,5 @@ def test_force_runs_what_is_committed_and_only_from_from_stage(workspace):
 
 
 def test_a_required_input_that_the_profile_never_makes_is_named(workspace):
-    with pytest.raises(UserError, match="pretrain needs checkpoints from warmstart or bootstrap.*or set its model"):
+    with pytest.raises(UserError, match=r"pretrain needs checkpoints from warmstart or bootstrap.*or set its model"):
         make_plan(parse_profile("p", {"stages": ["ingest", "pretrain"]}), workspace)

@@ -80,7 +80,7 @@ def test_a_wrong_override_is_refused_in_one_sentence(overrides, sentence):
 
 
 def test_a_setting_of_a_stage_the_profile_does_not_run_is_checked_too():
-    with pytest.raises(UserError, match="unknown setting pretrain.stps"):
+    with pytest.raises(UserError, match=r"unknown setting pretrain\.stps"):
         configure_all(parse_profile("p", {"stages": ["ingest"], "pretrain": {"stps": 1}}))
 
 

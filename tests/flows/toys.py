@@ -107,7 +107,8 @@ TOYS = {
                      _here("run_bootstrap"), names="name"),
     "evaluate": Stage("evaluate", 1, EvaluateConfig,
                       (Read("filter", "tokens", ("score.filter",), optional=True),
-                       Read("trained", "checkpoints", ("pretrain", "control.*"), many=True, optional=True)), ("fits",), _here("run_evaluate")),
+                       Read("trained", "checkpoints", ("pretrain", "control.*"), many=True, optional=True)),
+                      ("fits",), _here("run_evaluate")),
 }
 CHAIN = ["ingest", "bootstrap", "score.filter", "pretrain", "control.ntp", "evaluate"]
 
