@@ -108,6 +108,21 @@ def test_the_micro_batch_changes_only_rounding(trained, tmp_path):
     assert ours["compute/tokens_trained"] > theirs["compute/tokens_trained"]  # each response brings its own prompt
 
 
+def test_gradient_checkpointing_changes_no_bit(tmp_path):
+    runs = [toy_run(tmp_path / name, config=toy_config(steps=3, gradient_checkpointing=name == "b")) for name in ("a", "b")]
+    for run in runs:
+        train(run)
+    assert weights_digest(runs[0].model) == weights_digest(runs[1].model) != weights_digest(toy_run(tmp_path / "c").model)
+
+
+def test_bfloat16_products_learn_too_and_leave_float32_weights(tmp_path):
+    run = toy_run(tmp_path, config=toy_config(dtype="bfloat16"))
+    train(run)
+    rewards = [step_metrics(run)[step]["reward/mean"] for step in range(1, 21)]
+    assert sum(rewards[-3:]) / 3 > 0.5, rewards
+    assert {parameter.dtype for parameter in run.model.parameters()} == {torch.float32}
+
+
 def test_dynamic_sampling_drops_equal_groups_refills_and_is_bounded(tmp_path):
     run = toy_run(tmp_path, config=toy_config(steps=3, dynamic_from_step=2, dynamic_rounds=2, lr=1e-9, checkpoint_steps=[3]))
     train(run)
