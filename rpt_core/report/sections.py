@@ -1,0 +1,195 @@
+"""The sections that say what was measured: Table 1 with its controls and honesty checks, Figure 5, Tables 2 and 3, Figure 6.
+Each takes plain counts or rows and returns a Section that says so where there is no data."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rpt_core.evaluation.intervals import bootstrap_mean, wilson
+from rpt_core.report import paper
+from rpt_core.report.page import Section, percent, plot, row, table, warnings
+from rpt_core.report.plots import pattern_bars, scaling_plot
+from rpt_core.report.summary import LEVELS, accuracy_summary, fit_cells
+
+Counts = Mapping[str, Any]
+NAMES = {"base": "base model", "before": "before RPT", "after": "after RPT", "control.ntp": "control: continual NTP",
+         "control.ntp_traces": "control: NTP on traces", "control.sft": "control: SFT on traces"}
+
+
+def accuracy_section(evaluated: Counts) -> Section:
+    """Table 1: accuracy by nested difficulty, then the paper's figures, then winnable positions and differences."""
+    section = Section("table-1", "Next-token accuracy")
+    rows = accuracy_summary(evaluated)
+    if not rows:
+        section.empty = "evaluate has not run."
+        return section
+    section.note = (f"{evaluated['positions']} {evaluated['sample']} positions of {evaluated['documents']} held-out documents; percent, "
+                    f"95 % intervals. Easy, medium and hard are nested: entropy above 0.5, 1.0 and 1.5 nats. "
+                    + ("Greedy decoding." if evaluated["temperature"] == 0
+                       else f"Mean of {evaluated['samples']} samples at temperature {evaluated['temperature']}."))
+    sizes = {level: max((r["levels"][level]["n"] for r in rows), default=0) for level in (*LEVELS, "below")}
+    head = ["model", "mode", *(f"{level}, n = {sizes[level]}" for level in LEVELS)]
+    ours = [_accuracy_row(found, LEVELS) for found in rows]
+    theirs = [row(name.partition(", ")[2], name.partition(", ")[0], *(f"{value:.2f}" for value in values), kind="paper")
+              for name, values in paper.TABLE_1]
+    divider = row("the paper, 14 B parameters, Omni-MATH", "", "", "", "", kind="divider")
+    section.blocks.append(table(head, [*ours, divider, *theirs], text_columns=2))
+    winnable = [_accuracy_row(found, (*LEVELS, "below")) for found in accuracy_summary(evaluated, "winnable")]
+    section.blocks.append(table(["model", "mode", *LEVELS, "below"], [*winnable, _ceiling(rows)], text_columns=2, folded=True,
+                                caption="On winnable positions only, and positions below every threshold"))
+    if evaluated["differences"]:
+        section.blocks.append(_differences(evaluated))
+    return section
+
+
+def _accuracy_row(found: Mapping[str, Any], levels: Sequence[str]) -> dict[str, Any]:
+    cells = [found["levels"].get(level) or {"accuracy": None, "low": None, "high": None} for level in levels]
+    headline = found["part"] == "after" and found["mode"] == "reasoning"
+    step = f", step {found['step']}" if found["step"] and found["part"] in ("after",) else ""
+    return row(NAMES.get(found["part"], found["part"]) + step, found["mode"].replace("_", " "),
+               *(percent(cell["accuracy"], cell["low"], cell["high"]) for cell in cells), kind="headline" if headline else "")
+
+
+def _ceiling(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    levels = rows[0]["levels"]
+    cells = [percent((levels.get(level) or {}).get("ceiling")) for level in (*LEVELS, "below")]
+    return row("ceiling on all positions (share winnable)", "", *cells, kind="paper")
+
+
+def _differences(evaluated: Counts) -> dict[str, Any]:
+    """After RPT, reasoning, minus every other row; the paired bootstrap over documents."""
+    parts = {model["checkpoint_id"]: NAMES.get(model["parts"][-1], model["parts"][-1]) for model in evaluated["models"]}
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for difference in evaluated["differences"]:
+        found.setdefault(tuple(difference["second"]), {})[difference["level"]] = difference
+    rows = []
+    for (checkpoint, mode), levels in found.items():
+        cells = [percent(level["difference"], level["low"], level["high"]) if (level := levels.get(name)) else "–" for name in LEVELS]
+        rows.append(row(f"minus {parts[checkpoint]}", mode.replace("_", " "), *cells))
+    return table(["after RPT, reasoning, …", "", *LEVELS], rows, "Paired differences, percentage points (bootstrap over documents)",
+                 text_columns=2)
+
+
+def honesty_section(evaluated: Counts) -> Section:
+    """Does the thought do anything? Accuracy without it, its length, and how often thoughts repeat word for word."""
+    section = Section("honesty", "Honesty checks")
+    responses = evaluated.get("responses", [])
+    if not responses:
+        section.empty = "evaluate has not run."
+        return section
+    section.note = ("No-thought accuracy uses the same weights and prompt with the thought closed at once: what remains there is not "
+                    "reasoning. Thoughts that say word for word what another one says point to a collapsed template.")
+    names = {model["checkpoint_id"]: NAMES.get(model["parts"][-1], f"step {model['step']}") if model["parts"][-1] != "milestone"
+             else f"RPT, step {model['step']}" for model in evaluated["models"]}
+    accuracy = {(r["checkpoint_id"], r["mode"]): r for r in evaluated["accuracy"] if r["positions"] == "all" and r["level"] == "easy"}
+    rows = []
+    for found in responses:
+        if found["mode"] == "standard":
+            continue
+        easy = accuracy[found["checkpoint_id"], found["mode"]]
+        repeated = found["identical_thought_share"]
+        shares = [f"{100 * found[name]:.1f}" for name in ("truncated_share", "unparsed_share", "several_tokens_share")]
+        rows.append(row(names[found["checkpoint_id"]], found["mode"].replace("_", " "),
+                        percent(easy["accuracy"], easy["low"], easy["high"]), f"{found['tokens_mean']:.1f}", *shares,
+                        "–" if repeated is None else f"{100 * repeated:.1f}"))
+    head = ["model", "mode", "easy, %", "tokens", "truncated, %", "no answer, %", "right over several tokens, %", "identical thoughts, %"]
+    section.blocks.append(table(head, rows, text_columns=2))
+    return section
+
+
+def scaling_section(fits: Sequence[Mapping[str, Any]]) -> Section:
+    """Figure 5 and its fitted parameters; ``fits`` with points and warnings decoded."""
+    section = Section("scaling", "Scaling with training compute")
+    if not fits:
+        section.empty = "scaling has not run."
+        return section
+    section.note = "P(C) = p_star + a / C^alpha (Eq. 5), unweighted least squares on accuracy; the start of training is drawn, not fitted."
+    section.blocks.append(plot(scaling_plot(fits)))
+    rows = [row(*fit_cells(fit), f"{paper.R_SQUARED[fit['split']]:.3f}") for fit in fits]
+    section.blocks.append(table(["", "p_star", "a", "alpha", "R²", "points", "C in", "paper's R²"], rows))
+    section.blocks.append(warnings([f"{fit['split']}: {text}" for fit in fits for text in fit["warnings"]]))
+    return section
+
+
+def finetune_section(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Section:
+    """Table 2: accuracy on questions before and after RLVR, by starting point. ``runs`` maps the name to its rows of ``answers``, those
+    of the start first. Samples of a question count as one question in the interval."""
+    section = Section("table-2", "RLVR after RPT")
+    if not runs:
+        section.empty = "finetune has not run."
+        return section
+    section.note = ("Accuracy on held-out questions with checkable answers, before and after reinforcement learning on others; percent, "
+                    "95 % intervals.")
+    rows = []
+    for name, answers in runs.items():
+        by_checkpoint: dict[str, list[Mapping[str, Any]]] = {}
+        for found in answers:
+            by_checkpoint.setdefault(found["checkpoint_id"], []).append(found)
+        ordered = list(by_checkpoint.values())
+        cells = [_question_accuracy(found) for found in (ordered[0], ordered[-1])] if len(ordered) > 1 else ["–", "–"]
+        theirs = paper.TABLE_2.get(name)
+        rows.append(row({"base": "base model", "ntp": "base + continual NTP", "rpt": "RPT"}.get(name, name), *cells,
+                        str(len(ordered[-1]) if ordered else 0), f"{theirs[0]} → {theirs[1]}" if theirs else "–"))
+    section.blocks.append(table(["start", "before", "after", "answers", "paper"], rows))
+    return section
+
+
+def _question_accuracy(answers: Sequence[Mapping[str, Any]]) -> Any:
+    names, marks = [found["question_id"] for found in answers], [float(found["correct"]) for found in answers]
+    interval = wilson(round(sum(marks)), len(marks)) if len(set(names)) == len(names) else bootstrap_mean(marks, names)
+    return percent(interval.estimate, interval.low, interval.high)
+
+
+def benchmark_section(counts: Counts) -> Section:
+    """Table 3: zero-shot accuracy per question set, mode and model; generated sets are called so."""
+    section = Section("table-3", "Zero-shot questions")
+    if not counts.get("results"):
+        section.empty = "benchmark has not run."
+        return section
+    parts = {model["checkpoint_id"]: NAMES.get(model["parts"][-1], model["parts"][-1]) for model in counts["models"]}
+    section.note = "Percent with 95 % intervals; macro is the mean over subjects, chance the mean of 1 / options. " + (
+        "Question sets called generated come from this project's generator: they are no public benchmark and compare with none."
+        if any(found["generated"] for found in counts["results"]) else "")
+    rows = [row(found["benchmark"], f"{found['mode']} ({found['scored_by']})", parts[found["checkpoint_id"]], str(found["n"]),
+                percent(found["accuracy"], found["low"], found["high"]), percent(found["macro"], found["macro_low"], found["macro_high"]),
+                percent(found["chance"]), str(found["truncated"]), str(found["unparsed"]), str(found["prompts_truncated"]))
+            for found in counts["results"]]
+    theirs = [row(name, mode, model, "", f"{value:.1f}", "", "", "", "", "", kind="paper") for name, mode, model, value in paper.TABLE_3]
+    divider = row("the paper", *[""] * 9, kind="divider")
+    head = ["questions", "mode", "model", "n", "accuracy", "macro", "chance", "truncated", "no answer", "prompts cut"]
+    section.blocks.append(table(head, [*rows, divider, *theirs], text_columns=3))
+    for found in counts["results"]:
+        if len(found["subjects"]) > 1:
+            by_subject = [row(subject, str(s["n"]), percent(s["accuracy"])) for subject, s in found["subjects"].items()]
+            section.blocks.append(table(["subject", "n", "accuracy"], by_subject, folded=True,
+                                        caption=f"{found['benchmark']}, {found['mode']}, {parts[found['checkpoint_id']]}: by subject"))
+    return section
+
+
+def patterns_section(shares: Sequence[Mapping[str, Any]], comparisons: Sequence[Mapping[str, Any]]) -> Section:
+    """Figure 6: rows of ``pattern_shares``, and the relative differences of the stage's counts."""
+    section = Section("patterns", "Reasoning patterns")
+    if not shares:
+        section.empty = "patterns has not run."
+        return section
+    section.note = ("Share of responses with at least one keyword of the group (§4.5). The paper reports RPT's thoughts relative to the "
+                    "base model solving problems: hypothesis +161.8 %, deduction +26.2 %.")
+    by_source: dict[str, dict[str, float]] = {}
+    sizes: dict[str, int] = {}
+    for share in shares:
+        by_source.setdefault(share["source"], {})[share["pattern"]] = share["share"]
+        sizes[share["source"]] = share["n"]
+    section.blocks.append(plot(pattern_bars(by_source)))
+    patterns = list(next(iter(by_source.values())))
+    rows = [row(source, str(sizes[source]), *(percent(found[pattern]) for pattern in patterns)) for source, found in by_source.items()]
+    section.blocks.append(table(["source", "n", *(pattern.replace("_", " ") for pattern in patterns)], rows, "Share of responses, %"))
+    if not any(share["share"] for share in shares):
+        section.blocks.append(warnings(["no response holds any of the paper's keywords: models trained on generated text alone do not know "
+                                        "these words"]))
+    known = [c for c in comparisons if c["relative"] is not None]
+    if known:
+        rows = [row(c["pattern"].replace("_", " "), c["second"], percent(c["relative"], c["low"], c["high"]),
+                    f"+{100 * paper.PATTERNS[c['pattern']]:.1f}" if c["pattern"] in paper.PATTERNS and "problem" in c["second"] else "")
+                for c in known]
+        section.blocks.append(table(["pattern", "against", "relative difference, %", "paper"], rows, text_columns=2, folded=True,
+                                    caption="Relative differences of the thoughts after RPT"))
+    return section
