@@ -100,7 +100,7 @@ _ALL = (
            ("tokens_generated", _i64, "Tokens generated for training, dropped groups included."),
            ("uri", _s, "Folder of the model, relative to the workspace, or absolute for external models.", True)),
     _table("rollouts", "One response of the policy, written before any filtering.", "run step item_id sample",
-           ("run", _s, "Version that wrote it."),
+           ("run", _s, "Version that wrote it.", True),
            ("step", _i32, "Optimizer step the rollout was made for."),
            ("item_kind", _s, "position or question."),
            ("item_id", _s, "position_id or question_id."),

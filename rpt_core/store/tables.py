@@ -121,8 +121,11 @@ def describe_shard(table: str, folder: Path, path: Path) -> Shard:
     digest = sha256_file(path)
     content = digest
     if TABLES[table].volatile:
-        stable = pq.read_table(path).drop_columns(list(TABLES[table].volatile))
-        content = digest_json([stable.schema.to_string(), stable.to_pylist()])
+        stable = pq.read_table(path).drop_columns(list(TABLES[table].volatile)).combine_chunks()
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, stable.schema) as stream:
+            stream.write_table(stable)
+        content = hashlib.sha256(sink.getvalue()).hexdigest()
     return Shard(str(path.relative_to(folder)), pq.read_metadata(path).num_rows, path.stat().st_size, digest, content)
 
 
