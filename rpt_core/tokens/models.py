@@ -46,16 +46,18 @@ def load_causal_lm(folder: str | Path, dtype: str = "float32", device: str = "cp
         raise UserError(f"dtype {dtype} is not known; set it to one of {', '.join(DTYPES)}.")
     logging.disable_progress_bar()
     try:
-        model, loaded = AutoModelForCausalLM.from_pretrained(
-            str(path), dtype=DTYPES[dtype], attn_implementation="sdpa", use_safetensors=True, trust_remote_code=False, local_files_only=True,
-            output_loading_info=True)
+        found: Any = AutoModelForCausalLM.from_pretrained(
+            str(path), dtype=DTYPES[dtype], attn_implementation="sdpa", use_safetensors=True, trust_remote_code=False,
+            local_files_only=True, output_loading_info=True)
+        model, loaded = found
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"the model in {path} cannot be loaded as a causal language model: {reason}") from None
     # transformers draws absent weights at random and only warns
     absent = sorted([*loaded["missing_keys"], *(key[0] if isinstance(key, tuple) else key for key in loaded["mismatched_keys"])])
     if absent:
-        raise UserError(f"the model in {path} lacks {len(absent)} weights of its architecture, e.g. {absent[0]}; its files do not belong together.")
+        raise UserError(f"the model in {path} lacks {len(absent)} weights of its architecture, e.g. {absent[0]}; "
+                        "its files do not belong together.")
     model.generation_config = GenerationConfig()
     model.eval()
     nn.Module.to(model, torch.device(resolve_device(device)))

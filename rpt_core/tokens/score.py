@@ -34,11 +34,12 @@ FLAGGED_SHOWN = 100  # documents named in the manifest; all are counted
 
 @dataclass(frozen=True)
 class DocumentShard:
-    """Documents with ``first_id`` <= doc_id <= ``last_id``."""
+    """Documents with ``first_id`` <= doc_id <= ``last_id``, without train documents above ``last_train_id``."""
 
     index: int
     first_id: str
     last_id: str
+    last_train_id: str
     documents: int
     n_bytes: int
 
@@ -60,7 +61,7 @@ def run(config: ScoreConfig, context: Context) -> Manifest:
     follow exactly is left out of ``tokens``, counted and named; UserError when that is every document."""
     tune_allocator()
     documents = context.table("documents")
-    shards = plan_shards(documents, config.shard_bytes)
+    shards = plan_shards(documents, config.shard_bytes, config.train_bytes)
     model = context.model("checkpoint").path
     jobs = [Job(shard, documents, model, config, context.shard_path("tokens", shard.index), context.state / f"score-{shard.index:05d}.json")
             for shard in shards]
@@ -86,23 +87,32 @@ def run(config: ScoreConfig, context: Context) -> Manifest:
     return context.commit(summary([ShardCounts(**read_json(job.counts_path)) for job in jobs], context) | facts)
 
 
-def plan_shards(documents: Table, shard_bytes: int) -> list[DocumentShard]:
-    """Consecutive documents in order of doc_id, cut where their bytes pass a multiple of ``shard_bytes``. Documents without bytes
-    hold no tokens and weigh nothing."""
-    listed = documents.read(columns=["doc_id", "n_bytes"]).sort_by("doc_id").combine_chunks()
+def plan_shards(documents: Table, shard_bytes: int, train_bytes: int = 0) -> list[DocumentShard]:
+    """Consecutive documents in order of doc_id, cut where their bytes pass a multiple of ``shard_bytes``; of the train documents
+    those up to the one that reaches ``train_bytes`` (0 = all)."""
+    listed = documents.read(columns=["doc_id", "split", "n_bytes"]).sort_by("doc_id").combine_chunks()
     if not listed.num_rows:
         raise UserError("the documents table is empty, so there is nothing to score; ingest some documents first.")
+    last_train_id = listed["doc_id"][-1].as_py()
+    if train_bytes:
+        train = listed.filter(pc.field("split") == "train")
+        reached = int(np.searchsorted(np.cumsum(train["n_bytes"].to_numpy()), train_bytes))
+        if reached < train.num_rows:
+            last_train_id = train["doc_id"][reached].as_py()
+        listed = listed.filter((pc.field("split") != "train") | (pc.field("doc_id") <= last_train_id)).combine_chunks()
     n_bytes = listed["n_bytes"].to_numpy()
     before = np.cumsum(n_bytes) - n_bytes
     cuts = [0, *(np.flatnonzero(np.diff(before // shard_bytes)) + 1).tolist(), listed.num_rows]
     doc_ids = listed["doc_id"]
-    return [DocumentShard(index, doc_ids[begin].as_py(), doc_ids[end - 1].as_py(), end - begin, int(n_bytes[begin:end].sum()))
+    return [DocumentShard(index, doc_ids[begin].as_py(), doc_ids[end - 1].as_py(), last_train_id, end - begin,
+                          int(n_bytes[begin:end].sum()))
             for index, (begin, end) in enumerate(itertools.pairwise(cuts))]
 
 
 def read_documents(documents: Table, shard: DocumentShard) -> Iterator[tuple[str, str]]:
     """(doc_id, text) of a shard's documents, sorted by doc_id."""
     within = (pc.field("doc_id") >= shard.first_id) & (pc.field("doc_id") <= shard.last_id)
+    within &= (pc.field("split") != "train") | (pc.field("doc_id") <= shard.last_train_id)
     parts = [batch for batch in documents.batches(columns=["doc_id", "text"], rows=1024, where=within) if batch.num_rows]
     if not parts:
         return

@@ -22,6 +22,8 @@ class ScoreConfig(StageConfig):
     dtype: Literal["float32", "bfloat16", "float16"] = semantic("float32", "Number format of the weights and the forward pass.")
     shard_bytes: int = semantic(4_000_000, "Bytes of text that make one shard of tokens, the unit a resume keeps; documents are not split.",
                                 ge=1, le=10_000_000_000)
+    train_bytes: int = semantic(0, "Bytes of train documents to score, smallest doc_ids (a random sample) first; 0 = all. "
+                                   "Dev and test are scored whole.", ge=0)
     device: Literal["auto", "cpu", "cuda"] = runtime("auto", "Where the model runs; auto is the GPU where there is one.")
     batch_tokens: int = runtime(4096, "Tokens in one forward pass, padding included; more needs more memory.", ge=1, le=16_777_216)
     threads: int = runtime(0, "CPU threads of torch in each process; 0 leaves its default, or shares the processors among workers.",

@@ -48,7 +48,8 @@ def test_body_and_head_give_the_models_own_logits(folder):
 def test_a_model_that_caps_its_logits_is_refused_rather_than_misread():
     torch.manual_seed(0)
     config = Gemma2Config(vocab_size=60, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
-                          num_key_value_heads=1, head_dim=8, final_logit_softcapping=0.1, bos_token_id=None, eos_token_id=None, pad_token_id=None)
+                          num_key_value_heads=1, head_dim=8, final_logit_softcapping=0.1, bos_token_id=None, eos_token_id=None,
+                          pad_token_id=None)
     model = Gemma2ForCausalLM(config).eval()
     torch.nn.init.normal_(model.get_output_embeddings().weight, std=2.0)
     with pytest.raises(UserError, match="scales or caps"):
