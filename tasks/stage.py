@@ -55,8 +55,9 @@ def observed_by(observer: Observer) -> Iterator[None]:
 
 
 def _worth_a_retry(task: Any, run: Any, state: State) -> bool:
-    """A refusal (bad input, full disk) would only be one again; an exception may not."""
-    return state.name != REFUSED
+    """A refusal (bad input, full disk) would only be one again; an exception may not. Prefect hands over a state whose data is
+    the exception, or the state the task returned."""
+    return not (isinstance(state.data, State) and state.data.name == REFUSED)
 
 
 @task(name="stage", task_run_name="{slot}", cache_policy=NO_CACHE, persist_result=False, retries=int(os.environ.get("RPT_RETRIES", "0")),
