@@ -92,7 +92,8 @@ def run_named(workspace: Workspace, name: str, params: Mapping[str, Any] | None 
 
 def child_environment() -> dict[str, str]:
     """What the child sees: where the package lies and nothing of the caller's environment."""
-    return {"PYTHONPATH": str(Path(rpt_core.__file__).parents[1]), "PATH": os.defpath, "LANG": "C.UTF-8", "OMP_NUM_THREADS": "1"}
+    return {"PYTHONPATH": str(Path(rpt_core.__file__).parents[1]), "PATH": os.defpath, "LANG": "C.UTF-8", "OMP_NUM_THREADS": "1",
+            "MALLOC_ARENA_MAX": "2"}
 
 
 def _run_child(request: dict[str, Any]) -> tuple[int, bytes, str]:

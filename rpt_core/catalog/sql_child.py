@@ -17,7 +17,7 @@ from rpt_core.catalog.gate import check_statement, message
 from rpt_core.store.errors import UserError
 
 REFUSED = 3
-OVERHEAD_MIB = 2048  # address space of Python, DuckDB, Arrow and their threads before any query
+OVERHEAD_MIB = 1536  # address space that threads, stacks and allocators reserve beyond what a query uses
 TRUNCATED = b"rpt.truncated"
 
 
@@ -36,12 +36,17 @@ def main() -> int:
 
 def limit_process(memory_mib: int, timeout_s: float, threads: int) -> None:
     """Bound this process: address space, processor time, and no byte into any file."""
-    space = (memory_mib + OVERHEAD_MIB) << 20
+    space = address_space() + ((memory_mib + OVERHEAD_MIB) << 20)
     resource.setrlimit(resource.RLIMIT_AS, (space, space))
     seconds = int(timeout_s * threads) + 2
-    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def address_space() -> int:
+    """Bytes of address space this process has now: its libraries, before any query."""
+    return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 
 
 def open_for_people(catalog: Path, memory_mib: int, threads: int) -> duckdb.DuckDBPyConnection:
