@@ -24,8 +24,8 @@ def make_engine(kind: Literal["torch", "vllm"], folder: str | Path, *, model: An
     from rpt_core.rollout.torch_engine import TorchEngine
     from rpt_core.tokens.models import load_causal_lm, resolve_device
 
-    source = load_causal_lm(folder, "float32", resolve_device(device)) if model is None else model
-    return TorchEngine(source, dtype=dtype, chunk_tokens=chunk_tokens, policy_step=policy_step)
+    source = load_causal_lm(folder, dtype, resolve_device(device)) if model is None else model
+    return TorchEngine(source, dtype=dtype, chunk_tokens=chunk_tokens, policy_step=policy_step, take=model is None)
 
 
 def stop_ids(tokenizer: Any, more: Sequence[int] = ()) -> tuple[int, ...]:

@@ -19,22 +19,27 @@ from rpt_core.tokens.models import body_and_head
 
 CHECK_EVERY = 4  # steps between looks at which completions have ended
 LEAVE_SHARE = 0.1  # rows leave the batch once this share of it has ended
+_ALIGNMENT = 64  # bytes, of torch's own allocations
 _BLOCK = 1024  # columns of random numbers made at a time
 
 
 class TorchEngine:
-    """Holds its own copy of the model, in ``dtype`` ("float32", "bfloat16" or None: the model's own).
+    """Holds its own copy of the model, in ``dtype`` ("float32", "bfloat16" or None: the model's own). ``take`` makes the given
+    model the engine's own instead, where nobody else needs it.
 
     ``chunk_tokens`` bounds prompt tokens (once per prompt) plus new tokens (at most ``max_new_tokens`` per completion) held at
     once; it fixes the batch plan and so enters the bits of the result."""
 
-    def __init__(self, model: Any, *, dtype: str | None = None, chunk_tokens: int = 65_536, policy_step: int = 0):
+    def __init__(self, model: Any, *, dtype: str | None = None, chunk_tokens: int = 65_536, policy_step: int = 0, take: bool = False):
         _check_layers(model.config)
         body_and_head(model)
-        self.model = deepcopy(model).eval().requires_grad_(False)
+        self.model = (model if take else deepcopy(model)).eval().requires_grad_(False)
         if dtype:
             self.model = self.model.to(getattr(torch, dtype))
         self.model.config._attn_implementation = ATTENTION
+        for parameter in self.model.parameters():
+            if parameter.data_ptr() % _ALIGNMENT:  # weights mapped from a file; the CPU's matrix products round by alignment
+                parameter.data = parameter.data.clone()
         self.device: torch.device = next(model.parameters()).device
         self.chunk_tokens = chunk_tokens
         self.policy_step = policy_step
