@@ -122,13 +122,13 @@ def response_group(item: Item, responses: Sequence[Sequence[int]], tokenizer: An
 
 def thought_of(response: Sequence[int], table: Sequence[bytes]) -> list[int]:
     """The tokens of a response before its last ``</think>``; all of them where the thought was never closed."""
-    data = b"".join(table[token] for token in response)
-    end = data.rfind(END_OF_THOUGHT.encode())
+    pieces = [table[token] if token < len(table) else b"" for token in response]  # padded entries can be drawn too
+    end = b"".join(pieces).rfind(END_OF_THOUGHT.encode())
     if end < 0:
         return list(response)
     kept, length = [], 0
-    for token in response:
-        length += len(table[token])
+    for token, piece in zip(response, pieces, strict=True):
+        length += len(piece)
         if length > end:
             break
         kept.append(token)

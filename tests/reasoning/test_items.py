@@ -27,7 +27,8 @@ def positions(tokenizer, doc_id: str, text: str, context_tokens: int = 1000) -> 
     _, starts, _ = byte_spans(tokenizer, text)
     rows = [{"position_id": f"{doc_id}-{p}", "doc_id": doc_id, "position": p, "byte_start": starts[p],
              "context_start": starts[max(0, p - context_tokens)], "split": "train", "entropy": 1.25, "filter_entropy": 1.0,
-             "difficulty": "medium", "winnable": True, "selected": "train", "n_prompt_tokens": min(p, context_tokens)} for p in range(1, len(starts))]
+             "difficulty": "medium", "winnable": True, "selected": "train", "n_prompt_tokens": min(p, context_tokens)}
+            for p in range(1, len(starts))]
     return pa.Table.from_pylist(rows, schema=TABLES["positions"].arrow)
 
 

@@ -61,7 +61,10 @@ def test_shots_stand_before_the_question_with_their_answers() -> None:
 
 
 @pytest.mark.parametrize(("style", "score", "expected"), [
-    ("worded", "letter", [" A", " B", " C"]), ("worded", "text", [" four", " five", " one"]), ("bare", "letter", [" four", " five", " one"])])
+    ("worded", "letter", [" A", " B", " C"]),
+    ("worded", "text", [" four", " five", " one"]),
+    ("bare", "letter", [" four", " five", " one"]),
+])
 def test_option_pieces_are_the_letters_or_the_texts(style, score, expected: list[str]) -> None:
     tokenizer = small_tokenizer()
     pieces = option_pieces(tokenizer, CHOICE, style=style, score=score)

@@ -115,3 +115,4 @@ def test_the_thought_ends_before_its_closing_tag_and_an_open_one_is_taken_whole(
     assert thought_of([0, 1, 2, 3, 4, 6], table) == [0, 1]
     assert thought_of([0, 5, 6], table) == [0]
     assert thought_of([0, 1], table) == [0, 1]
+    assert thought_of([0, 99, 5, 6], table) == [0, 99]
