@@ -29,7 +29,7 @@ def demo(
     overrides = overrides_of(sets, seed)
     print_machine()
     result, seconds = run_profile(workspace, "tiny", overrides, force=force)
-    print_summary(workspace)
+    print_summary(workspace, {made["slot"]: made["version"] for made in result["stages"]})
     print_seconds(result, seconds)
     print_places(workspace, result)
 
@@ -46,12 +46,12 @@ def print_machine() -> None:
               f"{found['gflops_1_thread']} GFLOP/s on one thread, {found['gflops_2_threads']} on two", markup=False)
 
 
-def print_summary(workspace: Workspace) -> None:
-    """The accuracy table and the scaling fits."""
+def print_summary(workspace: Workspace, versions: dict[str, str]) -> None:
+    """The accuracy table and the scaling fits of this run's versions."""
     from rpt_core.report.summary import summary
 
     out.print()
-    out.print(summary(workspace), markup=False)
+    out.print(summary(workspace, versions), markup=False)
 
 
 def print_seconds(result: dict, seconds: dict[str, tuple[float, bool]]) -> None:

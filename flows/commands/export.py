@@ -12,7 +12,7 @@ from rpt_core.store.files import fsync_path, sha256_file
 from rpt_core.store.tables import Manifest
 from rpt_core.store.workspace import Workspace
 
-app = typer.Typer(no_args_is_help=True, help="Take checkpoints out of the workspace.")
+app = typer.Typer(no_args_is_help=True)
 
 
 @app.callback()

@@ -11,7 +11,7 @@ from flows.commands.common import err, open_workspace, out
 from rpt_core.store.errors import UserError
 from rpt_core.store.workspace import Workspace
 
-app = typer.Typer(invoke_without_command=True, help="Versions of the tables: list, use, verify, gc, push, pull.")
+app = typer.Typer(invoke_without_command=True)
 
 Reference = Annotated[str, typer.Argument(metavar="SLOT[@VERSION]", help="A slot, e.g. select; its current version unless one is named.")]
 Lineage = Annotated[bool, typer.Option("--lineage", help="With everything it was made from.")]
@@ -52,7 +52,7 @@ def tables(
     lineage: Annotated[bool, typer.Option("--lineage", help="Also show what each version was made from.")] = False,
     form: Annotated[Literal["table", "json"], typer.Option("--format", help="How to print the list.")] = "table",
 ) -> None:
-    """List the versions of every slot: state, rows, size, time; `*` marks the current one.
+    """Versions of the tables: list them (state, rows, size, time; `*` marks the current one), or use, verify, gc, push, pull.
 
     Example: rpt tables --lineage
     """

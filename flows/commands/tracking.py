@@ -4,7 +4,7 @@ import typer
 
 from flows.commands.common import open_workspace, out
 
-app = typer.Typer(no_args_is_help=True, help="MLflow runs of this workspace.")
+app = typer.Typer(no_args_is_help=True)
 
 
 @app.callback()

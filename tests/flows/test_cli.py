@@ -119,7 +119,8 @@ def test_a_stage_runs_from_the_command_line_and_again_is_cached_and_its_rows_can
     (tmp_path / "corpus").mkdir()
     lines = [json.dumps({"text": f"Document number {i} says that {i} times {i} is {i * i}."}) for i in range(40)]
     (tmp_path / "corpus" / "small.jsonl").write_text("\n".join(lines) + "\n")
-    arguments = ("stage", "ingest", "--set", "sources=corpus/small.jsonl", "--set", "generator_questions=10")
+    arguments = ("stage", "ingest", "--set", "sources=corpus/small.jsonl", "--set", "generator_questions=10", "--set", "dev_share=0.2",
+                 "--set", "test_share=0.3")
     first = rpt(*arguments, home=home)
     assert first.returncode == 0, first.stderr
     assert "Traceback" not in first.stderr
