@@ -40,7 +40,7 @@ def row(*cells: Any, kind: str = "") -> dict[str, Any]:
 
 
 def warnings(items: Sequence[str]) -> dict[str, Any]:
-    return {"kind": "warnings", "items": list(items)}
+    return {"kind": "warnings", "entries": list(items)}
 
 
 def percent(estimate: float | None, low: float | None = None, high: float | None = None) -> Any:

@@ -144,7 +144,7 @@ def rollouts_section(config: ReportConfig, context: Context) -> Section:
              if r["item_id"] in known and known[r["item_id"]]["doc_id"] in texts]
     if not shown:
         section.empty = "the rollouts' positions are not among the current ones."
-    section.blocks.append({"kind": "rollouts", "items": shown})
+    section.blocks.append({"kind": "rollouts", "entries": shown})
     return section
 
 

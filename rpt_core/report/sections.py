@@ -77,7 +77,8 @@ def honesty_section(evaluated: Counts) -> Section:
         section.empty = "evaluate has not run."
         return section
     section.note = ("No-thought accuracy uses the same weights and prompt with the thought closed at once: what remains there is not "
-                    "reasoning. Thoughts that say word for word what another one says point to a collapsed template.")
+                    "reasoning. Thoughts that say word for word what another one says point to a collapsed template; multi-token is the share of "
+                    "right answers that span several tokens.")
     names = {model["checkpoint_id"]: NAMES.get(model["parts"][-1], f"step {model['step']}") if model["parts"][-1] != "milestone"
              else f"RPT, step {model['step']}" for model in evaluated["models"]}
     accuracy = {(r["checkpoint_id"], r["mode"]): r for r in evaluated["accuracy"] if r["positions"] == "all" and r["level"] == "easy"}
@@ -91,7 +92,7 @@ def honesty_section(evaluated: Counts) -> Section:
         rows.append(row(names[found["checkpoint_id"]], found["mode"].replace("_", " "),
                         percent(easy["accuracy"], easy["low"], easy["high"]), f"{found['tokens_mean']:.1f}", *shares,
                         "–" if repeated is None else f"{100 * repeated:.1f}"))
-    head = ["model", "mode", "easy, %", "tokens", "truncated, %", "no answer, %", "right over several tokens, %", "identical thoughts, %"]
+    head = ["model", "mode", "easy, %", "tokens", "truncated, %", "no answer, %", "multi-token, %", "identical thoughts, %"]
     section.blocks.append(table(head, rows, text_columns=2))
     return section
 
@@ -149,20 +150,39 @@ def benchmark_section(counts: Counts) -> Section:
     section.note = "Percent with 95 % intervals; macro is the mean over subjects, chance the mean of 1 / options. " + (
         "Question sets called generated come from this project's generator: they are no public benchmark and compare with none."
         if any(found["generated"] for found in counts["results"]) else "")
-    rows = [row(found["benchmark"], f"{found['mode']} ({found['scored_by']})", parts[found["checkpoint_id"]], str(found["n"]),
+    rows = [row(found["benchmark"], mode_name(found), parts[found["checkpoint_id"]], str(found["n"]),
                 percent(found["accuracy"], found["low"], found["high"]), percent(found["macro"], found["macro_low"], found["macro_high"]),
-                percent(found["chance"]), str(found["truncated"]), str(found["unparsed"]), str(found["prompts_truncated"]))
+                percent(found["chance"])) for found in counts["results"]]
+    theirs = [row(name, mode, model, "", f"{value:.1f}", "", "", kind="paper") for name, mode, model, value in paper.TABLE_3]
+    divider = row("the paper", *[""] * 6, kind="divider")
+    section.blocks.append(table(["questions", "mode", "model", "n", "accuracy", "macro", "chance"], [*rows, divider, *theirs], text_columns=3))
+    lost = [row(found["benchmark"], mode_name(found), parts[found["checkpoint_id"]],
+                *(str(found[name]) for name in ("truncated", "unparsed", "prompts_truncated")), f"{found['tokens_mean']:.1f}")
             for found in counts["results"]]
-    theirs = [row(name, mode, model, "", f"{value:.1f}", "", "", "", "", "", kind="paper") for name, mode, model, value in paper.TABLE_3]
-    divider = row("the paper", *[""] * 9, kind="divider")
-    head = ["questions", "mode", "model", "n", "accuracy", "macro", "chance", "truncated", "no answer", "prompts cut"]
-    section.blocks.append(table(head, [*rows, divider, *theirs], text_columns=3))
-    for found in counts["results"]:
-        if len(found["subjects"]) > 1:
-            by_subject = [row(subject, str(s["n"]), percent(s["accuracy"])) for subject, s in found["subjects"].items()]
-            section.blocks.append(table(["subject", "n", "accuracy"], by_subject, folded=True,
-                                        caption=f"{found['benchmark']}, {found['mode']}, {parts[found['checkpoint_id']]}: by subject"))
+    section.blocks.append(table(["questions", "mode", "model", "responses cut", "no answer found", "prompts cut", "mean tokens"], lost,
+                                "Truncated and unparsed", text_columns=3, folded=True))
+    for benchmark in dict.fromkeys(found["benchmark"] for found in counts["results"]):
+        section.blocks += _by_subject(benchmark, [found for found in counts["results"] if found["benchmark"] == benchmark], parts)
     return section
+
+
+def mode_name(found: Mapping[str, Any]) -> str:
+    """The mode, and for likelihoods what was compared."""
+    return f"{found['mode']} ({found['scored_by']})" if found["mode"].startswith("ntp") else found["mode"]
+
+
+def _by_subject(benchmark: str, results: Sequence[Mapping[str, Any]], parts: Mapping[str, str]) -> list[dict[str, Any]]:
+    """A folded table of accuracies, a subject a row, a model and mode a column; none where there is one subject only."""
+    subjects = list(dict.fromkeys(subject for found in results for subject in found["subjects"]))
+    if len(subjects) < 2:
+        return []
+    rows = []
+    for subject in subjects:
+        cells = [found["subjects"].get(subject) for found in results]
+        n = max(cell["n"] for cell in cells if cell)
+        rows.append(row(subject, str(n), *(percent(cell["accuracy"]) if cell else "–" for cell in cells)))
+    head = ["subject", "n", *(f"{parts[found['checkpoint_id']]}, {found['mode']}" for found in results)]
+    return [table(head, rows, f"{benchmark}: accuracy by subject, %", folded=True)]
 
 
 def patterns_section(shares: Sequence[Mapping[str, Any]], comparisons: Sequence[Mapping[str, Any]]) -> Section:

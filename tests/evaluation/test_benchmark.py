@@ -1,0 +1,185 @@
+"""`benchmark`: options are scored as by a plain forward pass, subsets are stable, and nothing is asked twice or left out."""
+
+import copy
+
+import pyarrow as pa
+import pytest
+import torch
+
+from rpt_core.corpus.questions import read_questions
+from rpt_core.evaluation import benchmark as module
+from rpt_core.evaluation.benchmark_config import STAGE, BenchmarkConfig
+from rpt_core.evaluation.options import score_options
+from rpt_core.reasoning.questions import option_pieces
+from rpt_core.store.errors import Corrupt, UserError
+from rpt_core.store.schemas import TABLES
+from rpt_core.store.stage import execute
+from rpt_core.tokens.bytes import load_tokenizer
+from rpt_core.tokens.models import load_causal_lm
+from tests.evaluation.world import make_world
+from tests.helpers import commit_table, data_path
+
+
+def question(index, options, source="generated-choice", subject="a"):
+    return {"question_id": f"{source}-{index}", "source": source, "split": "test", "subject": subject, "text": f"{index} plus 3 is",
+            "options": options, "answer": "B" if options else str(index + 3), "answer_index": 1 if options else -1}
+
+
+QUESTIONS = [
+    *(question(i, [f"{i} pears", f"{i + 3} apples", "one", "pears and apples"][: 2 + i % 3], subject="ab"[i % 2]) for i in range(9)),
+    *(question(i, [], "generated-answers") for i in range(4)),
+]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    found = make_world(tmp_path_factory.mktemp("world"))
+    commit_table(found["workspace"], "questions_of_a_test", {"questions": QUESTIONS})
+    commit_table(found["workspace"], "ingest", {"questions": QUESTIONS}, key="questions")
+    return found
+
+
+@pytest.fixture(scope="module")
+def answered(world):
+    config = BenchmarkConfig(modes=["ntp", "ntp_text", "reasoning", "solve"], max_response_tokens=8, shard_questions=4)
+    return execute(STAGE, config, world["workspace"]).manifest
+
+
+def base_model(world):
+    folder = world["workspace"].version_folder("bootstrap", world["workspace"].current("bootstrap")) / "files" / "step-10"
+    return load_causal_lm(folder)
+
+
+@pytest.mark.parametrize("mode", ["ntp", "ntp_text"])
+@pytest.mark.parametrize("style", ["worded", "bare"])
+def test_option_scores_are_those_of_one_forward_pass_per_option(world, mode, style):
+    model, tokenizer = base_model(world), world["tokenizer"]
+    rows = [row for row in QUESTIONS if row["options"]]
+    found = score_options(model, tokenizer, rows, mode, style, window=256, batch_tokens=300)
+    letters = style == "worded" and mode == "ntp"
+    for row, scores in zip(rows, found, strict=True):
+        pieces = option_pieces(tokenizer, row, style=style, score="letter" if letters else "text")
+        for option, length, score in zip(pieces.continuation_ids, pieces.n_bytes, scores.scores, strict=True):
+            with torch.inference_mode():
+                logprobs = torch.log_softmax(model(torch.tensor([pieces.context_ids + option])).logits[0], -1)
+            expected = sum(float(logprobs[len(pieces.context_ids) + k - 1, token]) for k, token in enumerate(option))
+            assert score == pytest.approx(expected / (1 if letters else length), rel=1e-4, abs=1e-4)
+
+
+def test_a_long_prompt_loses_its_beginning_and_is_counted(world):
+    row = {**QUESTIONS[0], "text": "pears " * 100 + "1 plus 3 is"}
+    short = {**QUESTIONS[0], "text": "pears " * 20 + "1 plus 3 is"}
+    [long] = score_options(base_model(world), world["tokenizer"], [row], "ntp_text", "bare", window=24, batch_tokens=300)
+    [kept] = score_options(base_model(world), world["tokenizer"], [short], "ntp_text", "bare", window=24, batch_tokens=300)
+    assert long.truncated
+    assert long.scores == pytest.approx(kept.scores)
+
+
+def test_every_question_is_answered_once_in_the_modes_that_fit_it(world, answered):
+    rows = world["workspace"].table("benchmark", answered.version, "answers").read().to_pylist()
+    keys = [(r["checkpoint_id"], r["question_id"], r["mode"], r["sample"]) for r in rows]
+    assert len(keys) == len(set(keys))
+    models = {world["base"], world["before"], world["after"]}
+    choice, free = ({q["question_id"] for q in QUESTIONS if bool(q["options"]) == kind} for kind in (True, False))
+    for mode in ("ntp", "ntp_text", "reasoning", "solve"):
+        for model in models:
+            assert {k[1] for k in keys if k[0] == model and k[2] == mode} == (free if mode == "solve" else choice)
+    assert {r["checkpoint_id"] for r in rows} == models
+
+
+def test_counts_are_those_of_the_answers(world, answered):
+    rows = world["workspace"].table("benchmark", answered.version, "answers").read().to_pylist()
+    for found in answered.counts["results"]:
+        mine = [r for r in rows if all(r[name] == found[name] for name in ("checkpoint_id", "benchmark", "mode"))]
+        assert found["n"] == len(mine)
+        assert found["correct"] == sum(r["correct"] for r in mine)
+        assert found["truncated"] == sum(r["finish"] == "length" for r in mine)
+        assert found["unparsed"] == sum(r["extracted"] is None for r in mine)
+        means = [s["accuracy"] for s in found["subjects"].values()]
+        assert found["macro"] == pytest.approx(sum(means) / len(means))
+        assert found["generated"]
+        if found["mode"] != "solve":
+            assert found["chance"] == pytest.approx(sum(1 / (2 + i % 3) for i in range(9)) / 9)
+
+
+def test_a_resume_answers_only_what_is_missing(world, answered, monkeypatch, tmp_path):
+    other = make_world(tmp_path)
+    commit_table(other["workspace"], "ingest", {"questions": QUESTIONS}, key="questions")
+    calls, whole = [], module.Respondent.answer
+
+    def dying(self, mode, benchmark, questions):
+        calls.append(mode)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return whole(self, mode, benchmark, questions)
+
+    monkeypatch.setattr(module.Respondent, "answer", dying)
+    config = BenchmarkConfig(modes=["ntp", "ntp_text", "reasoning", "solve"], max_response_tokens=8, shard_questions=4)
+    with pytest.raises(KeyboardInterrupt):
+        execute(STAGE, config, other["workspace"])
+    resumed = execute(STAGE, config, other["workspace"]).manifest
+    assert len(calls) - 4 == len(resumed.tables["answers"]) - 3
+    assert [s.content for s in resumed.tables["answers"]] == [s.content for s in answered.tables["answers"]]
+    assert resumed.counts == answered.counts
+
+
+def test_the_subset_is_seeded_by_subject_and_does_not_depend_on_the_order():
+    rows = [question(i, ["x", "y"], "mmlu-pro", subject) for subject in "abc" for i in range(40)]
+    rows = [{**row, "question_id": f"{row['subject']}{row['question_id']}"} for row in rows]
+    config = BenchmarkConfig(per_subject=5)
+    kept = module.subset(rows, config)
+    assert {s: sum(r["subject"] == s for r in kept) for s in "abc"} == {"a": 5, "b": 5, "c": 5}
+    assert {r["question_id"] for r in module.subset(rows[::-1], config)} == {r["question_id"] for r in kept}
+    assert module.subset(rows, BenchmarkConfig(per_subject=5, seed=1)) != kept
+    assert module.subset(rows, BenchmarkConfig(per_subject=0)) == rows
+    with pytest.raises(Corrupt, match="twice"):
+        module.subset([*rows, rows[0]], config)
+
+
+@pytest.mark.parametrize("damage", ["skip", "double", "foreign"])
+def test_answers_that_skip_double_or_add_a_question_are_refused(world, answered, damage):
+    table = world["workspace"].table("benchmark", answered.version, "answers").read()
+    rows = [r for r in table.to_pylist() if r["checkpoint_id"] == world["base"] and r["mode"] == "ntp"]
+    asked = [q for q in QUESTIONS if q["options"]]
+    schema = TABLES["answers"].arrow
+    whole = module.result(pa.Table.from_pylist(rows, schema=schema), asked)
+    assert module.result(pa.Table.from_pylist(rows[::-1], schema=schema), asked) == whole
+    wrong = copy.deepcopy(rows)
+    if damage == "skip":
+        wrong.pop(2)
+    elif damage == "double":
+        wrong.append(wrong[0])
+    else:
+        wrong[0]["question_id"] = "another"
+    with pytest.raises(Corrupt):
+        module.result(pa.Table.from_pylist(wrong, schema=schema), asked)
+
+
+def test_bad_requests_are_refused_in_one_sentence(world):
+    with pytest.raises(UserError, match="needs the name of its benchmark"):
+        BenchmarkConfig.build("benchmark", {"source": "/data/test.jsonl"})
+    with pytest.raises(UserError, match="there are no dev questions"):
+        execute(STAGE, BenchmarkConfig(split="dev"), world["workspace"])
+    with pytest.raises(UserError, match="nothing to ask"):
+        execute(STAGE, BenchmarkConfig(benchmark="generated-answers", modes=["ntp"]), world["workspace"])
+
+
+@pytest.mark.data
+def test_a_real_model_on_real_mmlu_pro_is_at_chance_and_fits_its_window(tmp_path, monkeypatch):
+    source, model = data_path("mmlu-pro/test.jsonl"), data_path("models/stories260K")
+    monkeypatch.setenv("RPT_SOURCES", str(source.parents[1]))
+    workspace = make_world(tmp_path, trained=False)["workspace"]
+    config = BenchmarkConfig(model=str(model), source=str(source), benchmark="mmlu-pro", modes=["ntp"], per_subject=6)
+    manifest = execute(STAGE, config, workspace).manifest
+    [found] = manifest.counts["results"]
+    assert not found["generated"]
+    assert found["scored_by"] == "letter"
+    assert found["n"] == 14 * 6
+    assert len(found["subjects"]) == 14
+    assert found["low"] < found["chance"] < found["high"]
+    assert 0 < found["prompts_truncated"] < found["n"]
+    questions = {row["question_id"]: row for row in read_questions(str(source), benchmark="mmlu-pro").to_pylist()}
+    tokenizer, loaded = load_tokenizer(model), load_causal_lm(model)
+    for row in workspace.table("benchmark", manifest.version, "answers").read().to_pylist()[:5]:
+        [scores] = score_options(loaded, tokenizer, [questions[row["question_id"]]], "ntp", "worded", window=512, batch_tokens=512)
+        assert "ABCDEFGHIJ"[scores.choice] == row["extracted"]

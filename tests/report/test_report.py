@@ -1,0 +1,159 @@
+"""The page and the printed summary: whole without a network, honest about what is missing, deaf to hostile text."""
+
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import pytest
+
+from rpt_core.report.report import in_turn
+from rpt_core.report.report_config import STAGE, ReportConfig
+from rpt_core.report.summary import summary, summary_data
+from rpt_core.store.stage import execute
+from rpt_core.store.workspace import Workspace
+from tests.helpers import commit_table
+from tests.report.fabricate import fabricate
+
+HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>{{ 7*7 }}$\\frac"
+
+
+class Tags(HTMLParser):
+    """Every start tag with its attributes, and the visible text."""
+
+    def __init__(self):
+        super().__init__()
+        self.tags, self.text = [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def page_of(workspace, **config):
+    manifest = execute(STAGE, ReportConfig(**config), workspace).manifest
+    html = (workspace.version_folder("report", manifest.version) / "files" / "report.html").read_text(encoding="utf-8")
+    parser = Tags()
+    parser.feed(html)
+    return manifest, html, parser
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory):
+    workspace = Workspace(tmp_path_factory.mktemp("told") / "ws")
+    fabricate(workspace)
+    return workspace, *page_of(workspace)
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory):
+    workspace = Workspace(tmp_path_factory.mktemp("hostile") / "ws")
+    fabricate(workspace, hostile=HOSTILE)
+    return page_of(workspace, title="A & B " + HOSTILE)
+
+
+def test_the_page_needs_nothing_but_itself(told):
+    _, _, html, parser = told
+    assert not [tag for tag, _ in parser.tags if tag in ("script", "link", "iframe", "object", "embed", "base", "form")]
+    for tag, attributes in parser.tags:
+        for name in ("src", "href", "xlink:href", "data", "action"):
+            value = attributes.get(name) or ""
+            assert value == "" or value.startswith("#"), (tag, name, value)
+    assert "@import" not in html
+    assert not re.search(r"url\((?!#)", html)
+
+
+def test_every_section_shows_the_numbers_of_its_tables(told):
+    workspace, manifest, _, parser = told
+    assert manifest.counts["without_data"] == []
+    text = " ".join("".join(parser.text).split())
+    counts = workspace.manifest("evaluate", workspace.current("evaluate")).counts
+    after = next(model for model in counts["models"] if "after" in model["parts"])
+    for row in counts["accuracy"]:
+        if row["checkpoint_id"] == after["checkpoint_id"] and row["positions"] == "all" and row["level"] != "below":
+            assert f"{100 * row['accuracy']:.1f} [{100 * row['low']:.1f}, {100 * row['high']:.1f}]" in text
+    for paper in ("41.90", "45.11", "23.75", "0.995", "51.2 → 52.7", "71.1"):
+        assert paper in text
+    for fit in workspace.manifest("scaling", workspace.current("scaling")).counts["fits"]:
+        assert f"{fit['p_star']:.3f}" in text
+    assert "generated" in text
+    assert "they are no public benchmark" in text
+    for slot in ("ingest", "select", "pretrain", "evaluate", "scaling", "benchmark", "patterns", "finetune.rpt", "control.sft"):
+        assert workspace.current(slot) in text
+
+
+def test_ids_of_plots_do_not_clash(told):
+    *_, parser = told
+    ids = [attributes["id"] for tag, attributes in parser.tags if attributes.get("id") and tag in ("clippath", "path", "section", "symbol")]
+    assert len(ids) == len(set(ids))
+    assert sum(tag == "svg" for tag, _ in parser.tags) >= 4
+
+
+def test_the_same_tables_give_the_same_page(told):
+    workspace, manifest, html, _ = told
+    again = execute(STAGE, ReportConfig(), workspace, force=True).manifest
+    assert again.version != manifest.version
+    assert again.files["files/report.html"]["sha256"] == manifest.files["files/report.html"]["sha256"]
+    assert html
+
+
+def test_text_of_documents_and_responses_does_nothing(hostile):
+    _, html, parser = hostile
+    assert not [tag for tag, _ in parser.tags if tag in ("script", "img")]
+    assert not [name for _, attributes in parser.tags for name in attributes if name.startswith("on")]
+    assert "".join(parser.text).count("<script>alert(1)</script>") > 5
+    assert "{{ 7*7 }}" in html
+    assert "49" not in re.findall(r"A &amp; B .{0,200}", html)[0]
+
+
+def test_an_empty_workspace_gives_a_page_that_says_what_is_missing(tmp_path):
+    manifest, _, parser = page_of(Workspace(tmp_path / "ws"))
+    text = "".join(parser.text)
+    assert len(manifest.counts["without_data"]) == 10
+    for stage in ("evaluate", "scaling", "pretrain", "select", "finetune", "benchmark", "patterns"):
+        assert f"{stage} has not run" in text
+
+
+def test_a_part_that_is_there_is_shown_while_others_are_missing(tmp_path):
+    workspace = Workspace(tmp_path / "ws")
+    fabricate(workspace)
+    alone = Workspace(tmp_path / "alone")
+    commit_table(alone, "select", {"positions": workspace.table("select", workspace.current("select") or "", "positions").read()})
+    manifest, _, _ = page_of(alone)
+    assert manifest.counts["sections"] == ["entropy", "lineage"]
+
+
+def test_sample_rollouts_take_turns_and_items():
+    rows = [{"item_id": str(i % 4), "sample": i // 4, "reward": i % 2} for i in range(16)]
+    chosen = in_turn([r for r in rows if r["reward"]], [r for r in rows if not r["reward"]], 4)
+    assert [r["reward"] for r in chosen] == [1, 0, 1, 0]
+    assert len({r["item_id"] for r in chosen}) == 4
+    assert len(in_turn([], rows, 3)) == 3
+    assert in_turn([], [], 3) == []
+
+
+def test_the_summary_prints_standard_before_after_and_controls(told):
+    workspace = told[0]
+    rows = summary_data(workspace)["accuracy"]
+    assert [(row["part"], row["mode"]) for row in rows] == [
+        ("base", "standard"), ("before", "standard"), ("before", "reasoning"), ("after", "standard"), ("after", "reasoning"),
+        ("after", "no_thought"), ("control.ntp", "standard"), ("control.sft", "reasoning")]
+    text = summary(workspace)
+    after = next(row for row in rows if (row["part"], row["mode"]) == ("after", "reasoning"))
+    hard = after["levels"]["hard"]
+    assert f"{100 * hard['accuracy']:.1f} [{100 * hard['low']:.1f}, {100 * hard['high']:.1f}]" in text
+    assert f"hard (n = {hard['n']})" in text
+    for fit in summary_data(workspace)["fits"]:
+        assert f"{fit['alpha']:.3f}" in text
+
+
+def test_the_summary_of_an_empty_workspace_names_the_stage_to_run(tmp_path):
+    assert "rpt stage evaluate" in summary(Workspace(tmp_path / "ws"))
+
+
+def test_report_and_summary_load_neither_torch_nor_duckdb():
+    code = ("import sys; import rpt_core.report.report, rpt_core.report.summary; "
+            "print([m for m in ('torch', 'transformers', 'duckdb') if m in sys.modules])")
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
