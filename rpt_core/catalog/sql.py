@@ -35,7 +35,7 @@ class NamedQuery:
 
     name: str
     help: str
-    params: tuple[Parameter, ...]
+    parameters: tuple[Parameter, ...]
     sql: str
 
 
@@ -81,7 +81,7 @@ def run_named(workspace: Workspace, name: str, params: Mapping[str, Any] | None 
     known = named_queries()
     if name not in known:
         raise UserError(f"there is no query {name}{_nearest(name, known)}; known are: {', '.join(known)}.")
-    parameters = {parameter.name: parameter for parameter in known[name].params}
+    parameters = {parameter.name: parameter for parameter in known[name].parameters}
     for given in params or {}:
         if given not in parameters:
             raise UserError(f"the query {name} has no parameter {given}{_nearest(given, parameters)}; "
