@@ -62,6 +62,8 @@ def run(config: ScoreConfig, context: Context) -> Manifest:
     tune_allocator()
     documents = context.table("documents")
     shards = plan_shards(documents, config.shard_bytes, config.train_bytes)
+    n_documents, n_bytes = sum(shard.documents for shard in shards), sum(shard.n_bytes for shard in shards)
+    context.events.message(f"score.{config.name}: {n_documents:,} documents, {n_bytes:,} bytes, {len(shards)} shards.")
     model = context.model("checkpoint").path
     jobs = [Job(shard, documents, model, config, context.shard_path("tokens", shard.index), context.state / f"score-{shard.index:05d}.json")
             for shard in shards]
@@ -77,7 +79,7 @@ def run(config: ScoreConfig, context: Context) -> Manifest:
         context.events.message(f"the model reads at most {scorer.window} tokens: the window is that, not {config.window}.")
     write_vocabulary(context, scorer)
     facts = {"window": scorer.window, "bos": scorer.bos is not None}
-    progress = _Progress(context, sum(shard.n_bytes for shard in shards), sum(job.shard.n_bytes for job in jobs if job not in waiting))
+    progress = _Progress(context, n_bytes, sum(job.shard.n_bytes for job in jobs if job not in waiting))
     if workers > 1:
         del scorer
         _score_in_processes(waiting, workers, progress)
