@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from rpt_core.store.context import Context
 from rpt_core.store.errors import UserError
 from rpt_core.tokens.models import body_and_head, set_threads
+from rpt_core.training.attention import plain_attention
 from rpt_core.training.checkpoints import load_state, save_state
 from rpt_core.training.flops import training_flops
 from rpt_core.training.ntp_config import NtpConfig
@@ -82,6 +83,15 @@ def train_ntp(model: Any, plan: Plan, settings: NtpSettings, context: Context) -
     optimizer = make_optimizer(model, settings.lr, settings.weight_decay, (0.9, settings.beta2))
     spent, settings = _restore(model, optimizer, settings, context)
     set_threads(settings.threads)
+    # torch's attention kernel is slow in bfloat16 on a CPU.
+    with plain_attention(model, settings.dtype == "bfloat16" and next(model.parameters()).device.type == "cpu"):
+        _train(model, optimizer, plan, settings, context, spent)
+    model.eval()
+    return spent
+
+
+def _train(model: Any, optimizer: torch.optim.Optimizer, plan: Plan, settings: NtpSettings, context: Context, spent: Spent) -> None:
+    """Step after step until the end, counting in ``spent``."""
     total = plan.steps
     begun, wall_before = time.monotonic(), spent.wall_s
     logged_tokens, logged_at = spent.tokens, begun
@@ -108,8 +118,6 @@ def train_ntp(model: Any, plan: Plan, settings: NtpSettings, context: Context) -
         if step % settings.part_steps == 0 or done:
             extra = {"spent": asdict(spent), "threads": torch.get_num_threads(), "micro_batch": settings.micro_batch}
             context.close_part({"state": save_state(context, step, model, optimizer, extra)})
-    model.eval()
-    return spent
 
 
 def token_nll(model: Any, batches: Sequence[Batch], dtype: str = "float32") -> tuple[float, int]:

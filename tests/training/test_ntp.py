@@ -13,7 +13,8 @@ from rpt_core.store.errors import UserError
 from rpt_core.store.events import read_events
 from rpt_core.store.tables import Manifest
 from rpt_core.store.workspace import Workspace
-from rpt_core.training import ntp
+from rpt_core.training import attention, ntp
+from rpt_core.training.attention import plain_attention
 from rpt_core.training.checkpoints import weights_digest
 from rpt_core.training.flops import training_flops
 from rpt_core.training.ntp import NtpSettings, token_nll, train_ntp
@@ -217,3 +218,38 @@ def test_likelihood_windows_cover_a_text_once():
     assert targets.tolist() == [token for d in docs for token in [*d.tolist(), EOS]]
     assert batches[0].inputs[0, 0] == EOS
     assert len(fixed_windows(docs, EOS, 7, limit=2)) == 2
+
+
+@pytest.mark.parametrize("length", [1, 17, 40, 600])
+def test_plain_attention_gives_the_loss_and_gradients_of_torchs_kernel(length, monkeypatch):
+    """600 tokens are beyond what it handles itself and go to torch's kernel; the rows' padding is never seen."""
+    torch.manual_seed(0)
+    model = Qwen2ForCausalLM(Qwen2Config(vocab_size=50, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+                                         num_key_value_heads=2, tie_word_embeddings=True, max_position_embeddings=1024))
+    rng = np.random.default_rng(length)
+    examples = [(rng.integers(1, 50, n), rng.integers(1, 50, 3)) for n in (length, max(1, length // 2))]
+    batch = PromptedResponses(examples, 2, 0, 1).batch(1)
+    found, products, future = [], [], attention._future
+    monkeypatch.setattr(attention, "_future", lambda *shape: products.append(shape) or future(*shape))
+    for wanted in (False, True):
+        model.zero_grad()
+        with plain_attention(model, wanted):
+            loss = ntp._loss_sum(model, batch, slice(None), "float32")
+            loss.backward()
+        found.append((float(loss.detach()), torch.cat([p.grad.flatten() for p in model.parameters()])))
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-5)
+    assert torch.allclose(found[0][1], found[1][1], atol=1e-5)
+    assert model.config._attn_implementation == "sdpa"
+    assert len(products) == (2 if length < 600 else 0)  # one a layer, in the second round alone
+
+
+def test_bfloat16_training_repeats_bit_for_bit_and_keeps_float32_weights(tmp_path):
+    digests = set()
+    for name in ("a", "b"):
+        context, model = context_in(tmp_path / name), micro()
+        spent = train_ntp(model, plan_of(), settings_for(dtype="bfloat16"), context)
+        context.close()
+        digests.add(weights_digest(model))
+        assert {p.dtype for p in model.parameters()} == {torch.float32}
+        assert spent.loss < 4.0
+    assert len(digests) == 1
