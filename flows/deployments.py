@@ -4,9 +4,10 @@ import importlib
 import os
 from typing import Any
 
-from prefect.deployments.runner import EntrypointType, RunnerDeployment
+from prefect.deployments.runner import RunnerDeployment
 from prefect.flows import Flow
 from prefect.schedules import Cron
+from prefect.types.entrypoint import EntrypointType
 
 from rpt_core.store.errors import UserError
 from rpt_core.store.workspace import Workspace

@@ -41,7 +41,8 @@ class Bars:
     def event(self, slot: str, event: dict[str, Any]) -> None:
         data = event["data"]
         if event["type"] == "message":
-            self.console.print(f"  {slot}: {data['text']}", markup=False, highlight=False)
+            said = data["text"] if data["text"].startswith(slot.partition(".")[0]) else f"{slot}: {data['text']}"
+            self.console.print(f"  {said}", markup=False, highlight=False)
         elif event["type"] == "progress":
             if self._bars and self._task is not None:
                 self._bars.update(self._task, completed=data["done"], total=data["total"], unit=data["unit"], note=data["note"])

@@ -14,9 +14,10 @@ from uuid import UUID
 from prefect import task
 from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
 from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
 from prefect.context import TaskRunContext
 from prefect.logging import get_run_logger
-from prefect.states import Failed, State
+from prefect.states import Failed
 
 from rpt_core.store.config import StageConfig
 from rpt_core.store.context import Context

@@ -146,10 +146,11 @@ def as_text(rows: Any, form: Format) -> str:
             writer.writerow([csv_cell(value) for value in row])
     else:
         from rich.console import Console
+        from rich.markup import escape
         from rich.table import Table
         from rich.text import Text
 
-        table = Table(*[Text(name) for name in names])
+        table = Table(*(escape(name) for name in names))
         columns = [rows.column(index).to_pylist() for index in range(len(names))]
         for row in zip(*columns, strict=True):
             table.add_row(*(Text(show(value)) for value in row))
@@ -160,8 +161,8 @@ def as_text(rows: Any, form: Format) -> str:
 
 
 def csv_cell(value: Any) -> Any:
-    if value is None:
-        return ""
+    if value is None or isinstance(value, bytes):
+        return (value or b"").hex()
     return value if isinstance(value, (str, int, float, bool)) else json.dumps(value, ensure_ascii=False, default=plain)
 
 

@@ -33,11 +33,11 @@ def size(count: float) -> str:
     return f"{count:.1f} TiB"
 
 
-def file_counter(verb: str) -> Callable[[str], None]:
+def file_counter(verb: str) -> Callable[..., None]:
     """A running count on a terminal, silence elsewhere."""
     counted = 0
 
-    def on_file(name: str) -> None:
+    def on_file(name: str, *_: int) -> None:
         nonlocal counted
         counted += 1
         if err.is_terminal:

@@ -173,6 +173,51 @@ def test_the_checkpoint_of_an_export_is_checked_on_the_way(tmp_path, workspace, 
     assert not list(tmp_path.glob(".out2*"))
 
 
+def call(monkeypatch, capsys, *arguments: str) -> str:
+    """Run a command in this process; returns what it printed, or what it said when it failed."""
+    monkeypatch.setattr(sys, "argv", ["rpt", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    printed = capsys.readouterr()
+    return printed.out if not ended.value.code else printed.err
+
+
+def test_versions_are_listed_moved_checked_collected_and_made_current(tmp_path, workspace, monkeypatch, capsys):
+    from rpt_core.store.stage import execute
+    from tests.flows.toys import TOYS, IngestConfig
+
+    first, second = (execute(TOYS["ingest"], IngestConfig(words=words), workspace).manifest.version for words in (["one"], ["two"]))
+    share = (tmp_path / "share").as_uri()
+    assert f"sent ingest@{first}" in call(monkeypatch, capsys, "tables", "push", f"ingest@{first}", share)
+    assert f"ingest@{first}" in call(monkeypatch, capsys, "tables", "pull", share)
+    assert "1 versions" in call(monkeypatch, capsys, "tables", "gc")
+    assert workspace.versions("ingest") == [first, second]
+    call(monkeypatch, capsys, "tables", "gc", "--delete")
+    assert workspace.versions("ingest") == [second]
+    assert f"fetched ingest@{first}" in call(monkeypatch, capsys, "tables", "pull", share, f"ingest@{first}")
+    assert "is current" in call(monkeypatch, capsys, "tables", "use", f"ingest@{first}")
+    assert workspace.current("ingest") == first
+    assert "everything committed is whole" in call(monkeypatch, capsys, "tables", "verify")
+    (shard,) = workspace.table("ingest", second, "documents").paths
+    shard.chmod(0o644)
+    shard.write_bytes(shard.read_bytes()[:-1])
+    assert f"ingest@{second} tables/documents/00000.parquet" in call(monkeypatch, capsys, "tables", "verify")
+
+
+def test_rows_are_printed_as_the_format_asks(tmp_path, capsys):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from flows.commands.data import as_text, write_rows
+
+    rows = pa.table({"text": ['a "b", c', None], "n": [1, 2], "share": [0.25, None], "bytes": [b"\xff", b""], "list": [["x"], []]})
+    assert json.loads(as_text(rows, "json"))[0] == {"text": 'a "b", c', "n": 1, "share": 0.25, "bytes": "ff", "list": ["x"]}
+    assert as_text(rows, "csv").splitlines()[1] == '"a ""b"", c",1,0.25,ff,"[""x""]"'
+    assert "2 rows" in as_text(rows, "table")
+    write_rows(rows, "parquet", tmp_path / "rows.parquet")
+    assert pq.read_table(tmp_path / "rows.parquet").equals(rows)
+
+
 def test_a_packaged_profile_is_valid_as_it_stands():
     from flows.profile import configure_all, load_profile, profile_names
 
