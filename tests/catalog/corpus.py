@@ -13,7 +13,8 @@ from tests.helpers import commit_table
 MERGES = [" the", " be", "ing", "\\frac", "}", "{", "{}", "}}", "\\boxed{", "é", " ", "。", "\n", "x^2", " of", "</think>"]
 SPECIAL = 256 + len(MERGES)
 VOCABULARY: list[bytes] = [bytes([b]) for b in range(256)] + [m.encode() for m in MERGES] + [b"<|end|>"]
-PIECES = ["the ", "to be ", "naïve é ", "x^2 {a} ", "\\frac{1}{2} ", "日本。", "}", "}}", "{", "\\boxed{7} ", "of the thing ", "🙂", "\n", " <"]
+PIECES = ["the ", "to be ", "naïve é ", "x^2 {a} ", "\\frac{1}{2} ", "日本。", "}", "}}", "{",
+          "\\boxed{7} ", "of the thing ", "🙂", "\n", " <"]
 
 
 def tokenise(text: str) -> list[int]:
@@ -65,5 +66,6 @@ def commit_corpus(workspace: Workspace, given: list[str] | None = None, splits: 
     documents = document_rows(given if given is not None else texts(), splits)
     commit_table(workspace, "ingest", {"documents": documents, "questions": []})
     for scorer, padding in (("filter", 0), ("difficulty", 5)):
-        commit_table(workspace, f"score.{scorer}", {"tokens": token_rows(documents, scorer, seed), "vocabulary": vocabulary_rows(padding)}, key=str(seed))
+        scored = {"tokens": token_rows(documents, scorer, seed), "vocabulary": vocabulary_rows(padding)}
+        commit_table(workspace, f"score.{scorer}", scored, key=str(seed))
     return documents

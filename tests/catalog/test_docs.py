@@ -33,8 +33,8 @@ def workspace(tmp_path_factory) -> Workspace:
 def test_every_command_of_the_page_answers(workspace, command):
     program, *arguments = shlex.split(command)
     assert program == "rpt"
-    done = subprocess.run([sys.executable, "-c", "from flows.cli import main; main()", *arguments], capture_output=True, text=True, cwd=ROOT,
-                          env={**os.environ, "RPT_HOME": str(workspace.path)}, timeout=120, check=False)
+    done = subprocess.run([sys.executable, "-c", "from flows.cli import main; main()", *arguments], capture_output=True, text=True,
+                          cwd=ROOT, env={**os.environ, "RPT_HOME": str(workspace.path)}, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) > 2
 

@@ -34,10 +34,12 @@ def fill(workspace: Workspace) -> list[dict[str, Any]]:
     positions = workspace.table("select", version, "positions").read().to_pylist()
     train = [p for p in positions if p["selected"] == "train"]
     test = [p for p in positions if p["selected"] == "test"]
-    checkpoints = [{"checkpoint_id": f"c{step}", "parent_id": "", "kind": "pretrain", "run": "r", "seed": 1, "step": step, "flops": step * 1e9,
-                    "wall_s": step * 2.0, "tokens_trained": step, "tokens_generated": step, "uri": f"c{step}"} for step in (0, 2)]
-    rollouts = [{"run": "r", "step": step, "item_kind": "position", "item_id": train[group]["position_id"], "sample": sample, "policy_step": step,
-                 "seed": 1, "response": "r", "prediction": None if sample == 2 else "x", "reward": float(group == 0 or (group == 1 and sample == 0)),
+    checkpoints = [{"checkpoint_id": f"c{step}", "parent_id": "", "kind": "pretrain", "run": "r", "seed": 1, "step": step,
+                    "flops": step * 1e9, "wall_s": step * 2.0,
+                    "tokens_trained": step, "tokens_generated": step, "uri": f"c{step}"} for step in (0, 2)]
+    rollouts = [{"run": "r", "step": step, "item_kind": "position", "item_id": train[group]["position_id"], "sample": sample,
+                 "policy_step": step, "seed": 1, "response": "r", "prediction": None if sample == 2 else "x",
+                 "reward": float(group == 0 or (group == 1 and sample == 0)),
                  "components": "{}", "n_tokens": 10 * (sample + 1), "finish": "length" if sample == 2 else "stop", "logprob_gap": None,
                  "kept": group == 1} for step in (0, 1) for group in range(3) for sample in range(3)]
     commit_table(workspace, "pretrain", {"checkpoints": checkpoints, "rollouts": rollouts})
@@ -46,8 +48,10 @@ def fill(workspace: Workspace) -> list[dict[str, Any]]:
                     "tokens_matched": 1, "n_tokens": 3, "finish": "stop"}
                    for model in checkpoints for mode in ("standard", "reasoning") for i, p in enumerate(test)]
     commit_table(workspace, "evaluate", {"predictions": predictions})
-    answers = [{"checkpoint_id": "c2", "benchmark": "generated-choice", "question_id": f"q{i}", "subject": f"s{i % 2}", "mode": "solve", "shots": 0,
-                "sample": 0, "response": "r", "extracted": "A" if i else None, "correct": i > 1, "n_tokens": 4, "finish": "stop"} for i in range(6)]
+    answers = [{"checkpoint_id": "c2", "benchmark": "generated-choice", "question_id": f"q{i}", "subject": f"s{i % 2}", "mode": "solve",
+                "shots": 0, "sample": 0, "response": "r", "extracted": "A" if i else None,
+                "correct": i > 1, "n_tokens": 4, "finish": "stop"}
+               for i in range(6)]
     commit_table(workspace, "benchmark", {"answers": answers})
     commit_table(workspace, "finetune.rpt", {"checkpoints": [{**checkpoints[1], "checkpoint_id": "f", "kind": "finetune"}], "rollouts": [],
                                              "answers": [{**answers[0], "checkpoint_id": "f"}]})

@@ -45,7 +45,8 @@ def oracle(documents: list[dict[str, Any]], config: SelectConfig, seed: int = 0)
             truths = [data[starts[p] : starts[k]] for k in range(p + 1, min(p + config.winnable_tokens, len(tokens)) + 1)]
             entropy = difficulty_entropy[document["doc_id"], p]
             expected[hash_bytes(f"{document['doc_id']}:{starts[p]}".encode())] = {
-                "doc_id": document["doc_id"], "position": p, "byte_start": starts[p], "context_start": starts[first], "split": document["split"],
+                "doc_id": document["doc_id"], "position": p, "byte_start": starts[p], "context_start": starts[first],
+                "split": document["split"],
                 "entropy": entropy, "filter_entropy": token["entropy"], "n_prompt_tokens": p - first,
                 "difficulty": "hard" if entropy > 1.5 else "medium" if entropy > 1.0 else "easy" if entropy > 0.5 else "below",
                 "winnable": any(_is_utf8(t) and can_be_boxed(t.decode()) for t in truths)}
@@ -79,7 +80,8 @@ def test_positions_equal_a_plain_python_reading_of_the_rules(tmp_path):
 def test_every_prefix_and_context_is_whole_utf8_whatever_the_text(tmp_path_factory, pieces, min_context, max_prompt):
     workspace = Workspace(tmp_path_factory.mktemp("ws"))
     documents = corpus.commit_corpus(workspace, ["".join(p) + str(i) for i, p in enumerate(pieces)], splits=["train"])
-    given_settings = {"selector": "random", "min_context_tokens": min_context, "max_prompt_tokens": max_prompt, "dev_positions": 0, "test_positions": 0}
+    given_settings = {"selector": "random", "min_context_tokens": min_context, "max_prompt_tokens": max_prompt,
+                      "dev_positions": 0, "test_positions": 0}
     expected = oracle(documents, SelectConfig(**{**SMALL, **given_settings}))
     if not any(row["winnable"] for row in expected.values()):
         return
@@ -247,4 +249,4 @@ def test_golden_digest_of_the_output(tmp_path):
     workspace = Workspace(tmp_path / "ws")
     corpus.commit_corpus(workspace)
     found = digest_json(run(workspace))[:16]
-    assert found == "4a7d36f08f9447fb", "select's output changed: if that was meant, raise REVISION in select_config.py and set this constant"
+    assert found == "4a7d36f08f9447fb", "select's output changed: if meant, raise REVISION in select_config.py and set this constant"

@@ -39,18 +39,23 @@ def shard(workspace: Workspace) -> Path:
 
 
 def contents(workspace: Workspace) -> dict[str, tuple[str, int]]:
-    return {str(path): (sha256_file(path), stat.S_IMODE(path.stat().st_mode)) for path in sorted(workspace.path.rglob("*")) if path.is_file()}
+    files = [path for path in sorted(workspace.path.rglob("*")) if path.is_file()]
+    return {str(path): (sha256_file(path), stat.S_IMODE(path.stat().st_mode)) for path in files}
 
 
 # --- the gate alone -----------------------------------------------------------------------------------------------
 
 REFUSED = [
-    "", "-- nothing", ";", "SELECT 1; SELECT 2", "SELECT 1; DROP TABLE versions", "COPY (SELECT 1) TO '/tmp/x'", "COPY versions FROM '/etc/passwd'",
+    "", "-- nothing", ";", "SELECT 1; SELECT 2", "SELECT 1; DROP TABLE versions", "COPY (SELECT 1) TO '/tmp/x'",
+    "COPY versions FROM '/etc/passwd'",
     "ATTACH '/tmp/x.db'", "DETACH catalog", "INSTALL httpfs", "LOAD httpfs", "PRAGMA version", "PRAGMA enable_profiling", "SET threads = 1",
     "RESET threads", "CALL pragma_version()", "EXPLAIN ANALYZE COPY (SELECT 1) TO '/tmp/x'", "EXPLAIN SELECT 1", "EXPORT DATABASE '/tmp/x'",
-    "IMPORT DATABASE '/tmp/x'", "INSERT INTO versions DEFAULT VALUES", "DELETE FROM versions", "CREATE TABLE x (a INTEGER)", "CREATE TEMP TABLE x AS SELECT 1",
-    "CREATE SECRET s (TYPE s3)", "PREPARE p AS SELECT 1", "EXECUTE p", "VACUUM", "CHECKPOINT", "BEGIN", "USE memory", "PIVOT versions ON slot",
-    "WITH a AS (COPY (SELECT 1) TO '/tmp/x') SELECT * FROM a", "WITH a AS (INSERT INTO versions DEFAULT VALUES RETURNING *) SELECT * FROM a",
+    "IMPORT DATABASE '/tmp/x'", "INSERT INTO versions DEFAULT VALUES", "DELETE FROM versions", "CREATE TABLE x (a INTEGER)",
+    "CREATE TEMP TABLE x AS SELECT 1",
+    "CREATE SECRET s (TYPE s3)", "PREPARE p AS SELECT 1", "EXECUTE p", "VACUUM", "CHECKPOINT", "BEGIN", "USE memory",
+    "PIVOT versions ON slot",
+    "WITH a AS (COPY (SELECT 1) TO '/tmp/x') SELECT * FROM a",
+    "WITH a AS (INSERT INTO versions DEFAULT VALUES RETURNING *) SELECT * FROM a",
     "SELECT * FROM (WITH a AS (DELETE FROM versions RETURNING *) SELECT * FROM a)",
     "SELECT * FROM query('SELECT 1')", "SELECT * FROM query_table('versions')", "SELECT * FROM read_csv('/etc/passwd')",
     "SELECT * FROM read_text('/etc/passwd')", "SELECT * FROM READ_BLOB('/etc/passwd')", "SELECT * FROM glob('/etc/*')",
@@ -68,9 +73,11 @@ def test_the_gate_alone_refuses_whatever_is_not_one_plain_select(statement):
 
 
 @pytest.mark.parametrize("statement", [
-    "SELECT 1", "FROM versions", "SELECT 1;", "WITH RECURSIVE a AS (SELECT 1 AS x UNION ALL SELECT x + 1 FROM a WHERE x < 5) SELECT * FROM a",
+    "SELECT 1", "FROM versions", "SELECT 1;",
+    "WITH RECURSIVE a AS (SELECT 1 AS x UNION ALL SELECT x + 1 FROM a WHERE x < 5) SELECT * FROM a",
     "SHOW TABLES", "DESCRIBE versions", "SUMMARIZE versions", "VALUES (1)", "SELECT * FROM filtered_tokens_at('filter', 1.0)",
-    "SELECT * FROM range(3) UNION SELECT 1", "SELECT $a", "SELECT 'COPY x TO y; DROP TABLE z'", "SELECT list_transform([1], lambda x: x + 1)",
+    "SELECT * FROM range(3) UNION SELECT 1", "SELECT $a", "SELECT 'COPY x TO y; DROP TABLE z'",
+    "SELECT list_transform([1], lambda x: x + 1)",
     "SELECT * FROM duckdb_columns()", "SELECT unnest([1, 2])", "WITH a AS MATERIALIZED (SELECT 1) SELECT * FROM a",
 ])
 def test_the_gate_lets_through_what_people_write(statement):
@@ -182,15 +189,16 @@ def test_no_way_out_reads_or_changes_anything_and_each_gets_one_sentence(workspa
     assert contents(workspace) == before
 
 
-@pytest.mark.parametrize(("statement", "says"), [
-    ("SELECT count(*) FROM range(10000000) AS a, range(10000000) AS b WHERE hash(a.range, b.range) = 1", "longer than 1 s|processor time"),
-    ("WITH RECURSIVE a AS (SELECT 1 AS x UNION ALL SELECT x + 1 FROM a) SELECT count(*) FROM a", "longer than 1 s|processor time|memory"),
-    ("SELECT list(range) FROM range(2000000000)", "memory"),
-    ("SELECT repeat('x', 1000000000) FROM range(4)", "memory|larger|was stopped"),
+@pytest.mark.parametrize("statement", [
+    "SELECT count(*) FROM range(10000000) AS a, range(10000000) AS b WHERE hash(a.range, b.range) = 1",
+    "WITH RECURSIVE a AS (SELECT 1 AS x UNION ALL SELECT x + 1 FROM a) SELECT count(*) FROM a",
+    "SELECT list(range) FROM range(2000000000)",
+    "SELECT repeat('x', 1000000000) FROM range(4)",
 ])
-def test_huge_queries_end_within_their_limits_with_one_sentence(workspace, statement, says):
+def test_huge_queries_end_within_their_limits_with_one_sentence(workspace, statement):
+    """Which limit is met first depends on the machine; that one is, and is named, does not."""
     begun = time.monotonic()
-    with pytest.raises(UserError, match=says):
+    with pytest.raises(UserError, match=r"(longer than 1 s|processor time|MiB).*make it smaller|larger than"):
         query(workspace, statement, timeout_s=1, memory_mib=128, threads=1)
     assert time.monotonic() - begun < 30
 

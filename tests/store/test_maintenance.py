@@ -22,8 +22,8 @@ STAGE = Stage("ingest", 1, Config, (), ("questions",), f"{write_questions.__modu
 
 
 def tokens(*documents: tuple[str, int]) -> list[dict[str, Any]]:
-    return [{"scorer": "filter", "doc_id": doc_id, "position": p, "token_id": p, "byte_start": 2 * p, "byte_len": 2, "entropy": 1.0, "nll": 1.0,
-             "rank": 0, "top_id": 0} for doc_id, n in documents for p in range(n)]
+    return [{"scorer": "filter", "doc_id": doc_id, "position": p, "token_id": p, "byte_start": 2 * p, "byte_len": 2, "entropy": 1.0,
+             "nll": 1.0, "rank": 0, "top_id": 0} for doc_id, n in documents for p in range(n)]
 
 
 def commit(workspace: Workspace, slot: str, key: str = "", inputs: list[tuple[str, str]] = [], current: bool = True) -> str:  # noqa: B006
@@ -83,7 +83,8 @@ def test_use_moves_the_pointer_to_what_is_committed_only(workspace):
 
 
 @pytest.mark.parametrize(("damage", "says"), [
-    (lambda data: data[:-5], "bytes instead of"), (lambda data: data[:50] + bytes([data[50] ^ 1]) + data[51:], "checksum differs"), (None, "missing"),
+    (lambda data: data[:-5], "bytes instead of"),
+    (lambda data: data[:50] + bytes([data[50] ^ 1]) + data[51:], "checksum differs"), (None, "missing"),
 ])
 def test_a_shard_cut_flipped_or_deleted_is_found_and_named(workspace, damage, says):
     version = commit_table(workspace, "ingest", {"questions": [question(i) for i in range(6)]}, shards=3)
@@ -200,7 +201,8 @@ def test_versions_stop_existing_before_the_catalog_is_told_and_files_go_after(wo
     made = lineage(workspace)
     shard = workspace.version_folder("ingest", made["ingest b"]) / "tables" / "questions" / "00000.parquet"
     seen: list[tuple[bool, bool]] = []
-    maintenance.gc(workspace, dry_run=False, on_unlisted=lambda: seen.append((made["ingest b"] in workspace.versions("ingest"), shard.exists())))
+    maintenance.gc(workspace, dry_run=False, on_unlisted=lambda: seen.append(
+        (made["ingest b"] in workspace.versions("ingest"), shard.exists())))
     assert seen == [(False, True)]
     assert not shard.exists()
 
@@ -212,7 +214,8 @@ def test_a_gc_killed_half_way_loses_nothing_a_next_run_needs(workspace):
     def die() -> None:
         os._exit(9)
 
-    process = multiprocessing.get_context("fork").Process(target=maintenance.gc, args=(workspace,), kwargs={"dry_run": False, "on_unlisted": die})
+    process = multiprocessing.get_context("fork").Process(target=maintenance.gc, args=(workspace,),
+                                                        kwargs={"dry_run": False, "on_unlisted": die})
     process.start()
     process.join()
     assert process.exitcode == 9
@@ -254,7 +257,8 @@ def test_a_version_and_its_ancestors_come_back_byte_for_byte(workspace, tmp_path
     assert maintenance.verify(other) == []
     assert other.current("select") is None
     for slot, version in (("ingest", first), ("select", second)):
-        assert read_json(other.version_folder(slot, version) / "manifest.json") == read_json(workspace.version_folder(slot, version) / "manifest.json")
+        here, there = (read_json(place.version_folder(slot, version) / "manifest.json") for place in (workspace, other))
+        assert here == there
     shard = other.version_folder("select", second) / "tables" / "questions" / "00000.parquet"
     assert shard.stat().st_mode & 0o777 == 0o444
     assert maintenance.pull(other, url, "select", second) == []

@@ -87,9 +87,14 @@ def test_what_is_written_is_what_is_read(tmp_path_factory, given_rows):
 
 def test_a_shard_whose_writer_fails_leaves_nothing(tmp_path):
     path = tmp_path / "questions" / "00000.parquet"
-    with pytest.raises(RuntimeError), writing_shard("questions", path) as out:
-        out.write([question(1)])
-        raise RuntimeError
+
+    def write_and_fail() -> None:
+        with writing_shard("questions", path) as out:
+            out.write([question(1)])
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        write_and_fail()
     assert list(path.parent.iterdir()) == []
 
 
@@ -256,7 +261,8 @@ def test_inputs_that_cannot_be_had_are_named(workspace, inputs, says):
 
 
 @pytest.mark.parametrize(("values", "says"), [
-    ({"cuont": 1}, "did you mean ingest.count"), ({"zzz": 1}, "rpt stage ingest --help"), ({"number": 1}, "ingest.number was retired: use count"),
+    ({"cuont": 1}, "did you mean ingest.count"), ({"zzz": 1}, "rpt stage ingest --help"),
+    ({"number": 1}, "ingest.number was retired: use count"),
     ({"count": -1}, r"ingest\.count: .*greater than or equal to 0"), ({"kind": "c"}, r"ingest\.kind: .*'a' or 'b'"),
     ({"count": "many"}, r"ingest\.count: .*got 'many'"),
 ])
