@@ -131,6 +131,22 @@ def token_nll(model: Any, batches: Sequence[Batch], dtype: str = "float32") -> t
     return total, count
 
 
+def token_accuracy(model: Any, batches: Sequence[Batch]) -> tuple[int, int]:
+    """(targets that are the model's most likely token, number of targets)."""
+    right, count = 0, 0
+    model.eval()
+    with torch.inference_mode():
+        for batch in batches:
+            device = next(model.parameters()).device
+            wanted = torch.from_numpy(batch.targets != NO_LOSS).to(device)
+            inputs = torch.from_numpy(batch.inputs.astype(np.int64)).to(device)
+            hidden = model.base_model(input_ids=inputs, use_cache=False).last_hidden_state
+            likeliest = model.get_output_embeddings()(hidden[wanted]).argmax(-1).cpu().numpy()
+            right += int((likeliest == batch.targets[batch.targets != NO_LOSS]).sum())
+            count += batch.loss_tokens
+    return right, count
+
+
 def resolve_dtype(wanted: str, device: str = "cpu") -> Literal["float32", "bfloat16"]:
     """``auto`` is bfloat16 autocast (weights and optimizer stay float32) where the processor multiplies bfloat16, else float32."""
     if wanted == "auto":

@@ -46,24 +46,26 @@ class Trace:
 
 @dataclass(frozen=True)
 class TraceMaker:
-    """What turns positions into traces: the documents and positions they come from, the tokenizer, the frame of the prompts."""
+    """What turns positions into traces: the documents and positions they come from, the tokenizer, the frame of the prompts.
+    ``split`` is train for all that is learnt from; dev makes traces to measure on."""
 
     documents: Table
     positions: Table
     tokenizer: Any
     frame: Frame
     seed: int
+    split: Literal["train", "dev"] = "train"
 
     def from_workings(self, count: int) -> list[Trace]:
-        """Up to ``count`` traces of the generator's hidden workings, drawn by hash among eligible, winnable train positions."""
+        """Up to ``count`` traces of the generator's hidden workings, drawn by hash among the split's eligible, winnable positions."""
         drawn = heapq.nsmallest(_SPARE * count, self._workings())
         rows = self._rows([key for _, key, _ in drawn])
         kept = [(rows[key], said) for _, key, said in drawn if key in rows][:count]
         return self._traces([row for row, _ in kept], "working", [said for _, said in kept])
 
     def _workings(self) -> Iterator[tuple[int, tuple[str, int], tuple[str, str]]]:
-        """(draw, (doc_id, byte_start), (working, answer)) of every item of the train documents whose working the text does not print."""
-        for batch in self.documents.batches(columns=["doc_id", "meta"], rows=2048, where=pc.field("split") == "train"):
+        """(draw, (doc_id, byte_start), (working, answer)) of every item of the split whose working the text does not print."""
+        for batch in self.documents.batches(columns=["doc_id", "meta"], rows=2048, where=pc.field("split") == self.split):
             for doc_id, meta in zip(batch.column("doc_id").to_pylist(), batch.column("meta").to_pylist(), strict=True):
                 for item in _generator_items(meta):
                     key = (doc_id, item["byte_start"])
@@ -72,7 +74,7 @@ class TraceMaker:
     def from_candidates(self, model: Any, count: int, candidates: int) -> list[Trace]:
         """Up to ``count`` traces whose thought lists the ``candidates`` next tokens that ``model`` finds most likely, in its order, the
         true one among them: `` the or a or his``. Drawn by hash among winnable train positions of at least easy difficulty."""
-        eligible = (pc.field("split") == "train") & pc.field("winnable") & (pc.field("difficulty") != "below")
+        eligible = (pc.field("split") == self.split) & pc.field("winnable") & (pc.field("difficulty") != "below")
         ids = self.positions.read(["position_id"], where=eligible).column("position_id").to_pylist()
         drawn = heapq.nsmallest(_SPARE * count, ids, key=lambda position_id: derive_seed(self.seed, "trace", position_id))
         known = {row["position_id"]: row for row in self.positions.read(where=pc.field("position_id").isin(drawn)).to_pylist()}
@@ -109,9 +111,10 @@ class TraceMaker:
         return found
 
     def _rows(self, keys: Sequence[tuple[str, int]]) -> dict[tuple[str, int], dict[str, Any]]:
-        """Eligible, winnable train positions by (doc_id, byte_start)."""
+        """Eligible, winnable positions of the split by (doc_id, byte_start)."""
         wanted = set(keys)
-        where = (pc.field("split") == "train") & pc.field("winnable") & pc.field("doc_id").isin(sorted({doc_id for doc_id, _ in wanted}))
+        eligible = (pc.field("split") == self.split) & pc.field("winnable")
+        where = eligible & pc.field("doc_id").isin(sorted({doc_id for doc_id, _ in wanted}))
         rows = self.positions.read(where=where).to_pylist() if wanted else []
         return {key: row for row in rows if (key := (row["doc_id"], row["byte_start"])) in wanted}
 

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow.compute as pc
 
 from rpt_core.reasoning.items import Item, position_items
-from rpt_core.reasoning.prompts import Frame, load_template
+from rpt_core.reasoning.prompts import Frame, encode_plain, load_template
 from rpt_core.reasoning.rewards import prefix_matching, response_group
 from rpt_core.rollout.engine import Sampling
 from rpt_core.rollout.torch_engine import TorchEngine
@@ -19,13 +19,13 @@ from rpt_core.store.tables import Manifest
 from rpt_core.tokens.bytes import load_tokenizer, token_bytes
 from rpt_core.tokens.models import load_causal_lm, resolve_device, tune_allocator
 from rpt_core.training.checkpoints import checkpoint_row, save_model
-from rpt_core.training.ntp import settings_of, train_ntp
+from rpt_core.training.ntp import settings_of, token_accuracy, train_ntp
 from rpt_core.training.packing import PromptedResponses
 from rpt_core.training.traces import Trace, TraceMaker, end_of_text, write_traces
 from rpt_core.training.warmstart_config import WarmstartConfig
 
 TRACES_FILE = "traces.jsonl"  # among the version's files, for the controls that train on the same traces
-NEEDED_FORMAT, NEEDED_SIGNAL = 0.9, 0.25  # below these, reinforcement has been seen to change nothing
+NEEDED_FORMAT, NEEDED_SIGNAL, NEEDED_THOUGHT = 0.9, 0.25, 0.97  # below these, reinforcement has been seen to change nothing
 
 
 def run(config: WarmstartConfig, context: Context) -> Manifest:
@@ -47,7 +47,7 @@ def run(config: WarmstartConfig, context: Context) -> Manifest:
     row = checkpoint_row(context, "model", "warmstart", weights=weights, parent_id=parent.checkpoint_id, seed=config.seed, step=spent.step,
                          flops=spent.flops, wall_s=spent.wall_s, tokens_trained=spent.tokens)
     context.write("checkpoints", [row])
-    checks = check_responses(config, context, tokenizer, frame, model)
+    checks = {**check_responses(config, context, tokenizer, frame, model), **check_thoughts(config, context, tokenizer, frame, model)}
     context.events.metrics(spent.step, {name: value for name, value in checks.items() if value is not None})
     _say_what_is_missing(context, checks)
     return context.commit({"traces": len(traces), "origin": traces[0].origin, "steps": spent.step, "final_loss": spent.loss,
@@ -123,6 +123,19 @@ class _Responder:
         return found
 
 
+def check_thoughts(config: WarmstartConfig, context: Context, tokenizer: Any, frame: Frame, model: Any) -> dict[str, float | None]:
+    """``thought_accuracy``: share of tokens of the generator's workings at dev items that are the model's most likely token when all
+    before them is given. It must be near 1, or no thought stays right to its end. None where the documents have no workings."""
+    maker = TraceMaker(context.table("documents"), context.table("positions"), tokenizer, frame, config.seed, "dev")
+    traces = maker.from_workings(config.check_positions) if config.check_positions else []
+    if not traces:
+        return {"thought_accuracy": None}
+    thoughts = [(trace.prompt_ids, encode_plain(tokenizer, trace.thought)) for trace in traces]
+    plan = PromptedResponses(thoughts, config.batch_examples, 0, 1)
+    right, count = token_accuracy(model, [plan.batch(step + 1) for step in range(plan.steps_per_epoch)])
+    return {"thought_accuracy": right / count}
+
+
 def _share(truths: list[bool]) -> float:
     return sum(truths) / len(truths)
 
@@ -134,6 +147,9 @@ def _say_what_is_missing(context: Context, checks: dict[str, Any]) -> None:
     if checks["format_share"] < NEEDED_FORMAT:
         context.events.message(f"only {checks['format_share']:.0%} of greedy dev responses hold the format, and reinforcement needs about "
                                f"{NEEDED_FORMAT:.0%}: more epochs or traces, or a base model that follows them, are missing.")
+    if checks["thought_accuracy"] is not None and checks["thought_accuracy"] < NEEDED_THOUGHT:
+        context.events.message(f"only {checks['thought_accuracy']:.0%} of the tokens of a right working are predicted inside it, and about "
+                               f"{NEEDED_THOUGHT:.0%} are needed: more bootstrap training or a stronger base model is missing.")
     if checks["signal_share"] is not None and checks["signal_share"] < NEEDED_SIGNAL:
         context.events.message(f"only {checks['signal_share']:.0%} of sampled groups have unequal rewards, and reinforcement needs about "
                                f"{NEEDED_SIGNAL:.0%}: easier positions (select.min_entropy) or a stronger base model are missing.")

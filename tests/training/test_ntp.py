@@ -17,7 +17,7 @@ from rpt_core.training import attention, ntp
 from rpt_core.training.attention import plain_attention
 from rpt_core.training.checkpoints import weights_digest
 from rpt_core.training.flops import training_flops
-from rpt_core.training.ntp import NtpSettings, token_nll, train_ntp
+from rpt_core.training.ntp import NtpSettings, token_accuracy, token_nll, train_ntp
 from rpt_core.training.packing import NO_LOSS, PackedDocuments, PromptedResponses, fixed_windows
 
 EOS = 0
@@ -185,6 +185,19 @@ def test_padding_and_masked_targets_change_nothing_and_logits_in_pieces_give_the
     pieces.backward()
     assert float(pieces.detach()) == pytest.approx(float(whole_loss.detach()), rel=1e-6)
     assert torch.allclose(model.get_input_embeddings().weight.grad, gradient, atol=1e-6)
+
+
+def test_token_accuracy_counts_the_targets_that_are_most_likely():
+    examples = [([1, 2, 3], [4, 5]), ([6], [7]), ([8, 9], [10, 11, 12, 13])]
+    model = micro().eval()
+    by_hand = 0
+    for prompt, response in examples:
+        with torch.no_grad():
+            likeliest = model(torch.tensor([prompt + response])).logits[0].argmax(-1).tolist()
+        by_hand += sum(likeliest[len(prompt) + k - 1] == token for k, token in enumerate(response))
+    assert token_accuracy(model, [PromptedResponses(examples, 3, 0, 1).batch(1)]) == (by_hand, 7)
+    echo = [(prompt, [model(torch.tensor([prompt])).logits[0, -1].argmax().item()]) for prompt, _ in examples]
+    assert token_accuracy(model, [PromptedResponses(echo, 3, 0, 1).batch(1)]) == (3, 3)
 
 
 def test_a_budget_ends_with_the_first_step_that_reaches_it(tmp_path):

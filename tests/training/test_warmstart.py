@@ -154,8 +154,10 @@ def test_a_warm_start_teaches_the_format_that_the_base_lacks(base, warm):
     assert (counts["traces"], counts["origin"], counts["checked"]) == (20, "working", 8)
     assert counts["format_share"] >= 0.75
     assert counts["finished_share"] >= 0.75
+    assert 0.1 < counts["thought_accuracy"] <= 1.0
     untaught = execute(STAGE, WarmstartConfig(**{**SMALL, "lr": 1e-9, "epochs": 1}), base[0])
     assert untaught.manifest.counts["format_share"] == 0.0
+    assert untaught.manifest.counts["thought_accuracy"] < counts["thought_accuracy"]
     events = base[0].version_folder("warmstart", untaught.manifest.version) / "events.jsonl"
     assert "hold the format" in events.read_text()
 
@@ -202,6 +204,7 @@ def test_text_without_workings_is_warmed_up_on_the_models_own_candidates(tmp_pat
     warm = execute(STAGE, WarmstartConfig(**{**SMALL, "epochs": 1}), workspace)
     assert (warm.manifest.counts["origin"], warm.manifest.counts["traces"]) == ("candidates", 20)
     assert (warm.manifest.counts["checked"], warm.manifest.counts["format_share"]) == (0, None)  # no dev position is selected
+    assert warm.manifest.counts["thought_accuracy"] is None
     with pytest.raises(UserError, match="found no position"):
         execute(STAGE, WarmstartConfig(**{**SMALL, "traces": "working"}), workspace)
 
