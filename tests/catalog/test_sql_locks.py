@@ -94,7 +94,7 @@ def test_the_gate_lets_through_what_people_write(statement):
     "COPY (SELECT 1) TO '{outside}'", "ATTACH '{outside}'", "INSTALL httpfs", "LOAD httpfs", "EXPORT DATABASE '{outside}'",
     "SET enable_external_access = true", "SET allowed_paths = ['/etc/passwd']", "SET memory_limit = '100GB'", "RESET lock_configuration",
     "CREATE TABLE x (a INTEGER)", "DROP VIEW documents", "DELETE FROM versions", "COMMENT ON VIEW documents IS 'x'",
-    "PRAGMA enable_profiling", "SELECT * FROM duckdb_secrets()", "FROM python_variable",
+    "SELECT * FROM duckdb_secrets()", "FROM python_variable",
 ])
 def test_the_connection_alone_reaches_no_other_file_and_changes_nothing(workspace, tmp_path, statement):
     python_variable = {"secret": [1]}
