@@ -24,8 +24,8 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Completion:
-    """One response. ``logprobs[k]`` is log softmax(logits / temperature) of ``token_ids[k]`` in nats (0 exactly for greedy
-    choices, whose distribution is a point). ``policy_step`` is the step of the weights that wrote it."""
+    """One response. ``logprobs[k]`` is log softmax(logits / temperature) of ``token_ids[k]`` in nats (at temperature 1 for greedy
+    choices). ``policy_step`` is the step of the weights that wrote it."""
 
     token_ids: list[int]
     logprobs: list[float]

@@ -1,4 +1,4 @@
-"""What a running stage says: progress, metrics, samples and messages, one JSON line each in ``events.jsonl``.
+"""What a running stage says: attempts, progress, metrics, samples and messages, one JSON line each in ``events.jsonl``.
 
 A line is ``{attempt, seq, time, type, step, data}``. Listeners in the same process hear it at once (progress bars);
 MLflow gets it later, from the file, and only what a closed part or the commit covers, so a resume doubles nothing."""
@@ -31,6 +31,7 @@ class Events:
         temporary.write_text("".join(json.dumps(event, ensure_ascii=False) + "\n" for event in kept), encoding="utf-8")
         os.replace(temporary, path)
         self._file = open(path, "a", encoding="utf-8")
+        self._emit("attempt", None, {})  # so that an attempt counts even if it is killed before it says anything
 
     def _emit(self, type: str, step: int | None, data: dict[str, Any]) -> None:
         self.seq += 1

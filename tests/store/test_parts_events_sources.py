@@ -90,13 +90,13 @@ def test_a_line_cut_by_a_kill_is_left_out_and_numbering_goes_on(tmp_path):
     events.message("whole")
     events.close()
     with open(path, "a") as file:
-        file.write('{"attempt": 1, "seq": 2, "ty')
+        file.write('{"attempt": 1, "seq": 3, "ty')
     heard: list[int] = []
     again = Events(path, (lambda event: heard.append(event["seq"]),))
     again.message("next")
     again.close()
-    assert [(e["attempt"], e["seq"]) for e in read_events(path)] == [(1, 1), (2, 2)]
-    assert heard == [2]
+    assert [(e["attempt"], e["seq"], e["type"]) for e in read_events(path)] == [(1, 1, "attempt"), (1, 2, "message"), (2, 3, "attempt"), (2, 4, "message")]
+    assert heard == [3, 4]
 
 
 def test_locks_exclude_other_descriptors_and_are_free_after(tmp_path):
