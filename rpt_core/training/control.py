@@ -54,8 +54,9 @@ def flops_budget(config: ControlConfig, context: Context, parent: ModelRef) -> t
     behind = spent.get("warmstart", 0.0) if parent.kind == "warmstart" else 0.0
     budget = config.budget_share * sum(spent.values()) - behind
     if budget <= 0:
-        raise UserError(f"control.{config.kind} has no FLOPs to spend: {', '.join(spent) or 'no stage'} spent {sum(spent.values()):.3g} and "
-                        f"the start has {behind:.3g} behind it; run pretrain first, or set control.budget_flops.")
+        stages = ", ".join(spent) or "no stage"
+        raise UserError(f"control.{config.kind} has no FLOPs to spend: {stages} spent {sum(spent.values()):.3g} and the start has {behind:.3g} "
+                        "behind it; run pretrain first, or set control.budget_flops.")
     return budget, {**spent, "behind_the_start": behind}
 
 
