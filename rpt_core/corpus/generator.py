@@ -7,7 +7,8 @@ a add two b flip six … g add one so one .`` The head names all that is random 
 order, so beyond the head nearly every position of high entropy is an answer (up to 2.1 nats) or the choice of a move (0.95 nats,
 by MOVE_SHARES). ``gives`` hides the steps, ``works`` prints them. Why a working names letter, move and state: the letter is what
 a small model finds its place by, the move is copied, the state is looked up. A family has few moves, because with many the
-state before says nothing about the state after, and a small model does not begin to learn the look-up."""
+state before says nothing about the state after, and a small model does not begin to learn the look-up. Lessons (``LESSON_SHARE``
+of the documents, all of train) have few moves and print every step: among few words a model finds where to look much sooner."""
 
 import hashlib
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ LETTERS = "abcdefghijkl"
 MIN_MOVES, MAX_MOVES = 6, len(LETTERS)
 QUESTION_SHARE = 0.1  # of the item space is kept for questions and never occurs in a document
 HIDDEN_WITH_PRINTED, PRINTED, HIDDEN_ALONE = 3, 2, 4  # questions of a document that prints steps, and of one that does not
+LESSON_SHARE, LESSON_MOVES = 0.4, 4  # lessons: 1 to 4 moves, too few to be anybody's item
 
 MOVE_SHARES = (0.6, 0.2, 0.2)  # 0.95 nats: the choice of a move stays below the paper's medium threshold of 1.0
 
@@ -118,9 +120,10 @@ class Program:
 _MOVE_BOUNDS = np.cumsum(MOVE_SHARES)[:-1]
 
 
-def draw_program(rng: np.random.Generator) -> Program:
+def draw_program(rng: np.random.Generator, fewest: int = MIN_MOVES, most: int = MAX_MOVES) -> Program:
+    """A program of ``fewest`` to ``most`` moves, each length and family equally likely."""
     family = families()[int(rng.integers(len(WORDS)))]
-    n_moves = int(rng.integers(MIN_MOVES, MAX_MOVES + 1))
+    n_moves = int(rng.integers(fewest, most + 1))
     return Program(family, tuple(np.searchsorted(_MOVE_BOUNDS, rng.random(n_moves), side="right").tolist()))
 
 
@@ -139,16 +142,13 @@ def split_of(place: float, dev_share: float, test_share: float) -> str:
     return "train"
 
 
-def write_document(program: Program, start: int, printed: bool) -> tuple[str, list[dict[str, Any]], list[str]]:
-    """The text, the items whose steps it hides (byte offsets of the answer with its leading space; the text is ASCII), and
-    the keys of all its items."""
-    size = len(program.family.states)
-    text = ("Show " if printed else "Tell ") + program.statement(start)
+def write_document(program: Program, starts: list[int], n_hidden: int) -> tuple[str, list[dict[str, Any]], list[str]]:
+    """A question per start, the first ``n_hidden`` without their steps. Returns the text, the items whose steps it hides (byte
+    offsets of the answer with its leading space; the text is ASCII), and the keys of all its items."""
+    opening = "Tell" if n_hidden == len(starts) else "Show" if n_hidden else "Learn"
+    text = f"{opening} {program.statement(starts[0])}"
     hidden, keys = [], []
-    n_hidden = HIDDEN_WITH_PRINTED if printed else HIDDEN_ALONE
-    n_questions = n_hidden + (PRINTED if printed else 0)
-    for index in range(n_questions):
-        asked = (start + index) % size
+    for index, asked in enumerate(starts):
         key, working, answer = program.item_key(asked), program.working(asked), program.answer(asked)
         keys.append(key)
         if index < n_hidden:
@@ -157,7 +157,7 @@ def write_document(program: Program, start: int, printed: bool) -> tuple[str, li
             text += answer
         else:
             text += f" {program.family.states[asked]} works{working} so{answer}"
-        text += " ;" if index < n_questions - 1 else " ."
+        text += " ;" if index < len(starts) - 1 else " ."
     return text, hidden, keys
 
 
@@ -176,9 +176,24 @@ def generate_documents(n: int, seed: int, *, printed_share: float = 0.7, dev_sha
     or test document, nor the program it asks about, occurs in train or in ``generated_questions``."""
     for index in range(n):
         rng = np.random.Generator(np.random.Philox(derive_seed(seed, "document", index)))
+        if rng.random() < LESSON_SHARE:
+            yield _lesson(rng)
+            continue
         while (split := split_of((program := draw_program(rng)).place, dev_share, test_share)) == "questions":
             pass
         start = int(rng.integers(len(program.family.states)))
-        text, items, keys = write_document(program, start, bool(rng.random() < printed_share))
-        meta = {"generator": {"family": program.family.name, "items": items}}
-        yield GeneratedDocument(text, split, f"generator:{program.family.name}", meta, keys)
+        n_hidden, n_printed = (HIDDEN_WITH_PRINTED, PRINTED) if rng.random() < printed_share else (HIDDEN_ALONE, 0)
+        size = len(program.family.states)
+        yield _document(program, split, [(start + index) % size for index in range(n_hidden + n_printed)], n_hidden)
+
+
+def _lesson(rng: np.random.Generator) -> GeneratedDocument:
+    """Few moves, every step printed; the starts are drawn, because there are few such programs."""
+    program = draw_program(rng, 1, LESSON_MOVES)
+    return _document(program, "train", rng.permutation(len(program.family.states))[:PRINTED].tolist(), 0)
+
+
+def _document(program: Program, split: str, starts: list[int], n_hidden: int) -> GeneratedDocument:
+    text, items, keys = write_document(program, starts, n_hidden)
+    meta = {"generator": {"family": program.family.name, "items": items}}
+    return GeneratedDocument(text, split, f"generator:{program.family.name}", meta, keys)

@@ -36,9 +36,9 @@ class IngestConfig(StageConfig):
     ngram: int = semantic(13, "Length of such a run, in words.", ge=3, le=100)
     generator: Literal["auto", "on", "off"] = semantic(
         "auto", "Whether generated documents are written; auto: only where sources is empty.")
-    generator_documents: int = semantic(40_000, "Documents the generator writes, about 90 words each; 0 = none.", ge=0, le=10_000_000)
+    generator_documents: int = semantic(50_000, "Documents the generator writes, about 65 words each; 0 = none.", ge=0, le=10_000_000)
     generator_printed_share: float = semantic(
-        0.7, "Share of generated documents that print the steps of some of their questions, 0 to 1.", ge=0, le=1)
+        0.7, "Share of generated documents, lessons aside, that print the steps of some of their questions, 0 to 1.", ge=0, le=1)
     question_sources: list[str] = semantic(
         [], "Question files or Hub datasets, as [name=]path or [name=]org/name[@revision][:config[:split]].")
     generator_questions: int = semantic(

@@ -19,7 +19,7 @@ from rpt_core.store.stage import execute, resolve
 from rpt_core.store.tables import hash_bytes
 from tests.helpers import data_path
 
-GOLDEN = {"documents": "28f07476ccdf6a51", "questions": "ced1656da6d4daa8"}
+GOLDEN = {"documents": "245aceefcdd93984", "questions": "ced1656da6d4daa8"}
 
 
 def lines(root, name, rows):
