@@ -17,7 +17,7 @@ from rpt_core.store.errors import UserError
 from rpt_core.store.tables import Manifest
 
 ALPHA = (0.01, 5.0)  # outside, the curve cannot be told from a logarithm or from a step
-STARTS = (0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 1.0, 1.5, 2.5)
+STARTS, POLISHED = 24, 4  # exponents tried with the other two solved exactly, and how many of the best are refined
 FITTED_LEVELS = ("easy", "medium", "hard")
 
 
@@ -81,13 +81,15 @@ def _least_squares(c: np.ndarray, p: np.ndarray) -> tuple[float, float, float]:
         power = np.exp(-theta[2] * log_c)
         return np.stack([np.ones_like(c), power, -theta[1] * log_c * power], axis=1)
 
-    solutions = []
-    for alpha in STARTS:
-        # For a fixed alpha the law is linear in (p_star, a): a good start for each.
-        start = np.linalg.lstsq(np.stack([np.ones_like(c), c**-alpha], axis=1), p, rcond=None)[0]
-        theta = np.clip([start[0], start[1], alpha], low + 1e-9, np.where(np.isfinite(high), high - 1e-9, high))
-        solutions.append(least_squares(residuals, theta, cast(Any, jacobian), bounds=(low, high), x_scale="jac",
-                                       xtol=1e-15, ftol=1e-15, gtol=1e-15, max_nfev=2000))
+    starts = []
+    for alpha in np.geomspace(*ALPHA, STARTS):
+        # For a fixed alpha the law is linear in (p_star, a).
+        linear = np.linalg.lstsq(np.stack([np.ones_like(c), c**-alpha], axis=1), p, rcond=None)[0]
+        theta = np.clip([linear[0], linear[1], alpha], low + 1e-9, np.where(np.isfinite(high), high - 1e-9, high))
+        starts.append((float((residuals(theta) ** 2).sum()), theta))
+    starts.sort(key=lambda start: start[0])
+    solutions = [least_squares(residuals, theta, cast(Any, jacobian), bounds=(low, high), x_scale="jac", xtol=1e-15, ftol=1e-15, gtol=1e-15,
+                               max_nfev=1000) for _, theta in starts[:POLISHED]]
     best = min(solutions, key=lambda found: found.cost)
     return float(best.x[0]), float(best.x[1]), float(best.x[2])
 
@@ -148,8 +150,9 @@ def run(config: ScalingConfig, context: Context) -> Manifest:
 def _points(checkpoints: list[dict[str, Any]], accuracy: dict[tuple[str, str], dict[str, Any]], level: str) -> list[dict[str, Any]]:
     """Step, FLOPs and accuracy of every checkpoint with predictions, the start of the run first (step 0, no compute)."""
     known = [(row["checkpoint_id"], row["step"], row["flops"]) for row in checkpoints]
-    if all(step > 0 for _, step, _ in known):
-        known.insert(0, (checkpoints[0]["parent_id"], 0, 0.0))
+    parent = (checkpoints[-1]["parent_id"], level)
+    if not any(step == 0 and (name, level) in accuracy for name, step, _ in known) and parent in accuracy:
+        known.insert(0, (parent[0], 0, 0.0))  # the start was evaluated as the checkpoint it came from
     points = []
     for checkpoint_id, step, flops in known:
         row = accuracy.get((checkpoint_id, level))

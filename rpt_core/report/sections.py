@@ -77,8 +77,8 @@ def honesty_section(evaluated: Counts) -> Section:
         section.empty = "evaluate has not run."
         return section
     section.note = ("No-thought accuracy uses the same weights and prompt with the thought closed at once: what remains there is not "
-                    "reasoning. Thoughts that say word for word what another one says point to a collapsed template; multi-token is the share of "
-                    "right answers that span several tokens.")
+                    "reasoning. Thoughts that say word for word what another one says point to a collapsed template; multi-token is the "
+                    "share of right answers that span several tokens.")
     names = {model["checkpoint_id"]: NAMES.get(model["parts"][-1], f"step {model['step']}") if model["parts"][-1] != "milestone"
              else f"RPT, step {model['step']}" for model in evaluated["models"]}
     accuracy = {(r["checkpoint_id"], r["mode"]): r for r in evaluated["accuracy"] if r["positions"] == "all" and r["level"] == "easy"}
@@ -146,7 +146,7 @@ def benchmark_section(counts: Counts) -> Section:
     if not counts.get("results"):
         section.empty = "benchmark has not run."
         return section
-    parts = {model["checkpoint_id"]: NAMES.get(model["parts"][-1], model["parts"][-1]) for model in counts["models"]}
+    parts: dict[str, str] = {model["checkpoint_id"]: NAMES.get(model["parts"][-1], model["parts"][-1]) for model in counts["models"]}
     section.note = "Percent with 95 % intervals; macro is the mean over subjects, chance the mean of 1 / options. " + (
         "Question sets called generated come from this project's generator: they are no public benchmark and compare with none."
         if any(found["generated"] for found in counts["results"]) else "")
@@ -155,7 +155,8 @@ def benchmark_section(counts: Counts) -> Section:
                 percent(found["chance"])) for found in counts["results"]]
     theirs = [row(name, mode, model, "", f"{value:.1f}", "", "", kind="paper") for name, mode, model, value in paper.TABLE_3]
     divider = row("the paper", *[""] * 6, kind="divider")
-    section.blocks.append(table(["questions", "mode", "model", "n", "accuracy", "macro", "chance"], [*rows, divider, *theirs], text_columns=3))
+    head = ["questions", "mode", "model", "n", "accuracy", "macro", "chance"]
+    section.blocks.append(table(head, [*rows, divider, *theirs], text_columns=3))
     lost = [row(found["benchmark"], mode_name(found), parts[found["checkpoint_id"]],
                 *(str(found[name]) for name in ("truncated", "unparsed", "prompts_truncated")), f"{found['tokens_mean']:.1f}")
             for found in counts["results"]]

@@ -50,7 +50,8 @@ def fabricate(workspace: Workspace, *, hostile: str = "", seed: int = 0) -> None
     base = checkpoint("bootstrap", 400, 3e15, "", "b")
     warm = checkpoint("warmstart", 80, 4e13, base["checkpoint_id"], "w")
     trained = [checkpoint("pretrain", step, step * 2.5e12, warm["checkpoint_id"], "p") for step in STEPS]
-    ntp, sft = checkpoint("control.ntp", 50, 1.9e14, base["checkpoint_id"], "n"), checkpoint("control.sft", 60, 1.9e14, warm["checkpoint_id"], "s")
+    ntp = checkpoint("control.ntp", 50, 1.9e14, base["checkpoint_id"], "n")
+    sft = checkpoint("control.sft", 60, 1.9e14, warm["checkpoint_id"], "s")
     for slot, rows in (("bootstrap", [base]), ("warmstart", [warm]), ("pretrain", trained), ("control.ntp", [ntp]), ("control.sft", [sft])):
         tables: dict[str, Any] = {"checkpoints": rows}
         if slot == "pretrain":
@@ -59,8 +60,8 @@ def fabricate(workspace: Workspace, *, hostile: str = "", seed: int = 0) -> None
     rates = [(base, "standard", 0.42), (warm, "reasoning", 0.22), (warm, "standard", 0.40), (trained[-1], "standard", 0.41),
              (trained[-1], "no_thought", 0.36), (ntp, "standard", 0.45), (sft, "reasoning", 0.49),
              *((row, "reasoning", 0.58 - 0.36 / (1 + row["step"] / 8) ** 0.7) for row in trained)]
-    _evaluate(workspace, rng, positions, {(row["checkpoint_id"], mode): rate for row, mode, rate in rates}, [base, warm, *trained, ntp, sft],
-              hostile)
+    by_column = {(row["checkpoint_id"], mode): rate for row, mode, rate in rates}
+    _evaluate(workspace, rng, positions, by_column, [base, warm, *trained, ntp, sft], hostile)
     execute(SCALING, ScalingConfig(), workspace)
     _benchmark(workspace, rng, base, warm, trained[-1], hostile)
     execute(PATTERNS, PatternsConfig(), workspace)
@@ -73,8 +74,8 @@ def _corpus(rng: np.random.Generator, hostile: str) -> tuple[list[dict[str, Any]
         text = f"Text {index}: {hostile} " + SENTENCE * 6
         doc_id = digest_json(text)[:16]
         split = ("train", "dev", "test")[index % 3]
-        documents.append({"doc_id": doc_id, "split": split, "source": "fabricated", "text": text, "n_bytes": len(text.encode()), "meta": "{}",
-                          "item_keys": []})
+        documents.append({"doc_id": doc_id, "split": split, "source": "fabricated", "text": text, "n_bytes": len(text.encode()),
+                          "meta": "{}", "item_keys": []})
         for place, entropy in enumerate(rng.gamma(1.4, 0.55, 40)):
             level = ("below", "easy", "medium", "hard")[int(np.searchsorted([0.5, 1.0, 1.5], entropy, side="left"))]
             positions.append({"position_id": digest_json([doc_id, place])[:16], "doc_id": doc_id, "position": place + 12,
@@ -91,8 +92,9 @@ def _rollouts(rng: np.random.Generator, positions: list[dict[str, Any]], hostile
             rate = 0.2 + 0.35 * step / 60
             rewards = [float(rng.random() < rate) for _ in range(8)]
             for sample, reward in enumerate(rewards):
-                rows.append({"run": "p", "step": step, "item_kind": "position", "item_id": positions[item]["position_id"], "sample": sample,
-                             "policy_step": step - 1, "seed": 0, "response": f" four and seven wait{hostile}</think>\\boxed{{ four}}<|endoftext|>",
+                rows.append({"run": "p", "step": step, "item_kind": "position", "item_id": positions[item]["position_id"],
+                             "sample": sample, "policy_step": step - 1, "seed": 0,
+                             "response": f" four and seven wait{hostile}</think>\\boxed{{ four}}<|endoftext|>",
                              "prediction": " four" + hostile if rng.random() < 0.95 else None, "reward": reward, "components": "{}",
                              "n_tokens": int(rng.normal(18 + step / 6, 3)), "finish": "length" if rng.random() < 0.05 else "stop",
                              "logprob_gap": None, "kept": len(set(rewards)) > 1 or step < 25})
@@ -113,13 +115,15 @@ def _evaluate(workspace: Workspace, rng: np.random.Generator, positions: list[di
     refs = [ModelRef(workspace.path, row["checkpoint_id"], row["kind"], row["run"], row["step"], row["flops"], row["parent_id"], 0)
             for row in checkpoints]
     entrants = line_up(refs[0], refs[1:])
-    scores = read_scores(pa.Table.from_pylist(rows, schema=TABLES["predictions"].arrow), pa.Table.from_pylist(sample, schema=TABLES["positions"].arrow))
+    scores = read_scores(pa.Table.from_pylist(rows, schema=TABLES["predictions"].arrow),
+                         pa.Table.from_pylist(sample, schema=TABLES["positions"].arrow))
     after = next(e.ref.checkpoint_id for e in entrants if "after" in e.parts)
     parts = {e.ref.checkpoint_id for e in entrants if "milestone" not in e.parts}
     columns = list(scores.values)
+    others = [column for column in columns if column[0] in parts and column != (after, "reasoning")]
     counts = {"sample": "test", "positions": len(sample), "documents": 20, "temperature": 0.0, "samples": 1,
               "models": [e.describe() for e in entrants], "accuracy": accuracy_rows(scores),
-              "differences": difference_rows(scores, (after, "reasoning"), [c for c in columns if c[0] in parts and c != (after, "reasoning")]),
+              "differences": difference_rows(scores, (after, "reasoning"), others),
               "responses": [{"checkpoint_id": name, "mode": mode, "n": len(sample), "tokens_mean": 20.0, "truncated_share": 0.01,
                              "unparsed_share": 0.02, "several_tokens_share": 0.1,
                              "identical_thought_share": 0.4 if mode == "reasoning" else None} for name, mode in columns]}
@@ -151,8 +155,9 @@ def _benchmark(workspace: Workspace, rng: np.random.Generator, base: dict[str, A
 
 def _finetune(workspace: Workspace, rng: np.random.Generator) -> None:
     for name, (before, after) in {"base": (0.3, 0.42), "ntp": (0.2, 0.3), "rpt": (0.4, 0.55)}.items():
-        answers = [{"checkpoint_id": f"{name}-{when}", "benchmark": "generated-answers", "question_id": f"q{index}", "subject": "", "mode": "solve",
-                    "shots": 0, "sample": 0, "response": "", "extracted": None, "correct": bool(rng.random() < rate), "n_tokens": 9,
+        answers = [{"checkpoint_id": f"{name}-{when}", "benchmark": "generated-answers", "question_id": f"q{index}", "subject": "",
+                    "mode": "solve", "shots": 0, "sample": 0, "response": "", "extracted": None,
+                    "correct": bool(rng.random() < rate), "n_tokens": 9,
                     "finish": "stop"} for when, rate in (("before", before), ("after", after)) for index in range(200)]
         commit_table(workspace, f"finetune.{name}", {"answers": answers})
 

@@ -1,0 +1,137 @@
+"""The stages `scaling` and `patterns` on predictions made by hand, and golden digests of every stage of this room."""
+
+import json
+
+import pytest
+
+from rpt_core.evaluation.benchmark_config import STAGE as BENCHMARK
+from rpt_core.evaluation.benchmark_config import BenchmarkConfig
+from rpt_core.evaluation.evaluate_config import STAGE as EVALUATE
+from rpt_core.evaluation.evaluate_config import EvaluateConfig
+from rpt_core.evaluation.patterns import pattern_shares
+from rpt_core.evaluation.patterns_config import STAGE as PATTERNS
+from rpt_core.evaluation.patterns_config import PatternsConfig
+from rpt_core.evaluation.scaling import fit_power_law
+from rpt_core.evaluation.scaling_config import STAGE as SCALING
+from rpt_core.evaluation.scaling_config import ScalingConfig
+from rpt_core.store.errors import UserError
+from rpt_core.store.files import digest_json
+from rpt_core.store.schemas import TABLES
+from rpt_core.store.stage import execute
+from rpt_core.store.workspace import Workspace
+from tests.evaluation.test_benchmark import QUESTIONS
+from tests.evaluation.world import make_world
+from tests.helpers import commit_table
+
+RAISE = "the output changed on purpose? raise the stage's revision and put the new digest here"
+STEPS = (0, 100, 200, 400, 800, 1200)
+
+
+def checkpoint(kind, step, name, parent="start"):
+    return {"checkpoint_id": name, "parent_id": parent, "kind": kind, "run": "run-1", "seed": 0, "step": step, "flops": step * 2e15,
+            "wall_s": 0.0, "tokens_trained": 0, "tokens_generated": 0, "uri": "files/x"}
+
+
+def prediction(name, position, correct, response="so</think>", mode="reasoning"):
+    return {"checkpoint_id": name, "position_id": position, "mode": mode, "sample": 0, "seed": 0, "response": response, "prediction": None,
+            "correct": correct, "tokens_matched": int(correct), "n_tokens": 3, "finish": "stop"}
+
+
+@pytest.fixture
+def told(tmp_path):
+    """A run whose accuracy on every level is 0.10 at its start, then rises along its steps."""
+    workspace = Workspace(tmp_path / "ws")
+    positions = [{"position_id": f"p{i}", "doc_id": f"d{i % 40}", "position": i, "byte_start": i, "context_start": 0, "split": "test",
+                  "entropy": 1.0, "filter_entropy": 1.0, "difficulty": ("easy", "medium", "hard")[i % 3], "winnable": True,
+                  "selected": "test", "n_prompt_tokens": 9} for i in range(1200)]
+    share = {"start": 0.10, "s100": 0.20, "s200": 0.26, "s400": 0.31, "s800": 0.35, "s1200": 0.365}
+    thoughts = {"start": "wait, maybe</think>", "s1200": "probably either</think>"}
+    rows = [prediction(name, f"p{i}", (i // 3) % 400 < rate * 400, thoughts.get(name, "so</think>")) for name, rate in share.items()
+            for i in range(1200)]
+    commit_table(workspace, "select", {"positions": positions})
+    commit_table(workspace, "evaluate", {"predictions": [*rows, prediction("start", "p1", True, mode="standard")]})
+    commit_table(workspace, "pretrain", {"checkpoints": [checkpoint("pretrain", step, f"s{step}") for step in STEPS]})
+    solved = [{"checkpoint_id": name, "benchmark": "generated-answers", "question_id": f"q{i}", "subject": "", "mode": "solve", "shots": 0,
+               "sample": 0, "response": text, "extracted": None, "correct": False, "n_tokens": 3, "finish": "stop"}
+              for name, text in (("start", "Finally, either."), ("s1200", "wait")) for i in range(10)]
+    commit_table(workspace, "benchmark", {"answers": solved})
+    return workspace, share
+
+
+def test_scaling_fits_steps_above_zero_and_only_draws_the_start(told):
+    workspace, share = told
+    manifest = execute(SCALING, ScalingConfig(), workspace).manifest
+    fits = workspace.table("scaling", manifest.version, "fits").read().to_pylist()
+    assert [fit["split"] for fit in fits] == ["easy", "medium", "hard"]
+    expected = fit_power_law([step * 2e15 for step in STEPS[1:]], [share[f"s{step}"] for step in STEPS[1:]])
+    for fit in fits:
+        points = json.loads(fit["points"])
+        risen = [(step, pytest.approx(share[f"s{step}"])) for step in STEPS[1:]]
+        assert [(p["step"], p["accuracy"]) for p in points] == [(0, 0.10), *risen]
+        assert (points[0]["fitted"], fit["n_points"]) == (None, 5)
+        assert fit["alpha"] == pytest.approx(expected.alpha, rel=1e-4)
+        assert fit["p_star"] == pytest.approx(expected.p_star, rel=1e-4)
+        assert fit["a"] * fit["c_unit"] ** fit["alpha"] == pytest.approx(expected.a, rel=1e-2)
+        for point in points[1:]:
+            assert point["fitted"] + point["residual"] == pytest.approx(point["accuracy"])
+            assert fit["p_star"] + fit["a"] / (point["flops"] / fit["c_unit"]) ** fit["alpha"] == pytest.approx(point["fitted"])
+    assert {fit["run_id"] for fit in fits} == {"run-1"}
+
+
+def test_scaling_with_too_few_checkpoints_says_so_and_fits_nothing(told):
+    workspace, _ = told
+    manifest = execute(SCALING, ScalingConfig(first_step=800), workspace).manifest
+    fits = workspace.table("scaling", manifest.version, "fits").read().to_pylist()
+    assert {(fit["alpha"], fit["n_points"]) for fit in fits} == {(None, 2)}
+    assert all("nothing was fitted" in fit["warnings"] for fit in fits)
+
+
+def test_scaling_without_reasoning_predictions_is_refused(told):
+    workspace, _ = told
+    commit_table(workspace, "evaluate", {"predictions": [prediction("s100", "p1", True, mode="standard")]}, key="standard only")
+    with pytest.raises(UserError, match="modes_milestone"):
+        execute(SCALING, ScalingConfig(), workspace)
+
+
+def test_patterns_compare_thoughts_after_training_with_solving_before_it(told):
+    workspace, _ = told
+    manifest = execute(PATTERNS, PatternsConfig(responses=50), workspace).manifest
+    rows = workspace.table("patterns", manifest.version, "pattern_shares").read().to_pylist()
+    found = {(row["source"], row["pattern"]): row for row in rows}
+    assert {row["source"] for row in rows} == {"next-token thoughts, after", "next-token thoughts, before", "problem solving, before"}
+    assert found["next-token thoughts, after", "hypothesis"]["share"] == 1.0
+    assert found["next-token thoughts, after", "hypothesis"]["checkpoint_id"] == "s1200"
+    assert found["next-token thoughts, after", "hypothesis"]["n"] == 50
+    assert found["next-token thoughts, before", "reflection"]["share"] == 1.0
+    solving = {pattern: found["problem solving, before", pattern]["share"] for pattern in pattern_shares([])}
+    assert solving == pattern_shares(["Finally, either."] * 10)
+    relative = {(c["pattern"], c["second"]): c["relative"] for c in manifest.counts["comparisons"]}
+    assert relative["deduction", "problem solving, before"] == -1
+    assert relative["hypothesis", "problem solving, before"] is None
+
+
+def digest(workspace, slot, manifest, table, columns):
+    rows = workspace.table(slot, manifest.version, table).read(list(columns)).to_pylist()
+    return digest_json([{key: round(value, 6) if isinstance(value, float) else value for key, value in row.items()} for row in rows])[:16]
+
+
+def test_golden_scaling_and_patterns(told):
+    workspace, _ = told
+    fits = execute(SCALING, ScalingConfig(), workspace).manifest
+    shares = execute(PATTERNS, PatternsConfig(responses=50), workspace).manifest
+    found = (digest(workspace, "scaling", fits, "fits", ("split", "n_points", "r2", "c_unit", "warnings")),
+             digest(workspace, "patterns", shares, "pattern_shares", [c.name for c in TABLES["pattern_shares"].columns]))
+    assert (SCALING.revision, PATTERNS.revision, found) == (1, 1, ("b149ac1fb0f314bc", "e2aa6452394a7985")), RAISE
+
+
+def test_golden_evaluate_and_benchmark(tmp_path):
+    world = make_world(tmp_path)
+    evaluated = execute(EVALUATE, EvaluateConfig(max_response_tokens=6, no_thought_tokens=4), world["workspace"]).manifest
+    commit_table(world["workspace"], "ingest", {"questions": QUESTIONS}, key="questions")
+    answered = execute(BENCHMARK, BenchmarkConfig(max_response_tokens=8), world["workspace"]).manifest
+    # What floating point cannot turn: ids, modes, seeds and lengths; the peaked models' choices are the same on every machine tried.
+    found = (digest(world["workspace"], "evaluate", evaluated, "predictions",
+                    ("position_id", "mode", "sample", "seed", "response", "correct", "tokens_matched", "n_tokens", "finish")),
+             digest(world["workspace"], "benchmark", answered, "answers",
+                    ("benchmark", "question_id", "subject", "mode", "shots", "sample", "extracted", "correct", "finish")))
+    assert (EVALUATE.revision, BENCHMARK.revision, found) == (1, 1, ("f2ede06b72a35df6", "9501e27460247558")), RAISE
