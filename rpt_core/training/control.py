@@ -55,8 +55,8 @@ def flops_budget(config: ControlConfig, context: Context, parent: ModelRef) -> t
     budget = config.budget_share * sum(spent.values()) - behind
     if budget <= 0:
         stages = ", ".join(spent) or "no stage"
-        raise UserError(f"control.{config.kind} has no FLOPs to spend: {stages} spent {sum(spent.values()):.3g} and the start has {behind:.3g} "
-                        "behind it; run pretrain first, or set control.budget_flops.")
+        raise UserError(f"control.{config.kind} has no FLOPs to spend: {stages} spent {sum(spent.values()):.3g} and the start has "
+                        f"{behind:.3g} behind it; run pretrain first, or set control.budget_flops.")
     return budget, {**spent, "behind_the_start": behind}
 
 
