@@ -25,7 +25,7 @@ LETTERS = "abcdefghijkl"
 MIN_MOVES, MAX_MOVES = 6, len(LETTERS)
 QUESTION_SHARE = 0.1  # of the item space is kept for questions and never occurs in a document
 HIDDEN_WITH_PRINTED, PRINTED, HIDDEN_ALONE = 3, 2, 4  # questions of a document that prints steps, and of one that does not
-LESSON_SHARE, LESSON_MOVES = 0.4, 4  # lessons: 1 to 4 moves, too few to be anybody's item
+LESSON_SHARE, LESSON_MOVES, LESSON_QUESTIONS = 0.4, 4, 3  # lessons: 1 to 4 moves, too few to be anybody's item
 
 MOVE_SHARES = (0.6, 0.2, 0.2)  # 0.95 nats: the choice of a move stays below the paper's medium threshold of 1.0
 
@@ -188,9 +188,9 @@ def generate_documents(n: int, seed: int, *, printed_share: float = 0.7, dev_sha
 
 
 def _lesson(rng: np.random.Generator) -> GeneratedDocument:
-    """Few moves, every step printed; the starts are drawn, because there are few such programs."""
+    """Few moves, every step printed; the starts are drawn, because there are few such programs and copies would be dropped."""
     program = draw_program(rng, 1, LESSON_MOVES)
-    return _document(program, "train", rng.permutation(len(program.family.states))[:PRINTED].tolist(), 0)
+    return _document(program, "train", rng.permutation(len(program.family.states))[:LESSON_QUESTIONS].tolist(), 0)
 
 
 def _document(program: Program, split: str, starts: list[int], n_hidden: int) -> GeneratedDocument:

@@ -36,7 +36,7 @@ class IngestConfig(StageConfig):
     ngram: int = semantic(13, "Length of such a run, in words.", ge=3, le=100)
     generator: Literal["auto", "on", "off"] = semantic(
         "auto", "Whether generated documents are written; auto: only where sources is empty.")
-    generator_documents: int = semantic(50_000, "Documents the generator writes, about 65 words each; 0 = none.", ge=0, le=10_000_000)
+    generator_documents: int = semantic(50_000, "Documents the generator writes, about 70 words each; 0 = none.", ge=0, le=10_000_000)
     generator_printed_share: float = semantic(
         0.7, "Share of generated documents, lessons aside, that print the steps of some of their questions, 0 to 1.", ge=0, le=1)
     question_sources: list[str] = semantic(
