@@ -3,9 +3,9 @@
 from typing import Any
 
 from prefect import flow
-from rpt_core.training.control_config import ControlConfig
 
 from flows.alone import CURRENT, run_alone
+from rpt_core.training.control_config import ControlConfig
 
 
 @flow(name="control", flow_run_name="control", persist_result=False)

@@ -3,9 +3,9 @@
 from typing import Any
 
 from prefect import flow
-from rpt_core.training.finetune_config import FinetuneConfig
 
 from flows.alone import CURRENT, run_alone
+from rpt_core.training.finetune_config import FinetuneConfig
 
 
 @flow(name="finetune", flow_run_name="finetune", persist_result=False)

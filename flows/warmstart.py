@@ -3,9 +3,9 @@
 from typing import Any
 
 from prefect import flow
-from rpt_core.training.warmstart_config import WarmstartConfig
 
 from flows.alone import CURRENT, run_alone
+from rpt_core.training.warmstart_config import WarmstartConfig
 
 
 @flow(name="warmstart", flow_run_name="warmstart", persist_result=False)

@@ -29,7 +29,8 @@ def pytest_terminal_summary(terminalreporter, exitstatus, config):
             reason = str(report.longrepr[2]) if kind == "skipped" and isinstance(report.longrepr, tuple) else ""
             outcomes[report.nodeid] = {"outcome": kind, "seconds": round(getattr(report, "duration", 0.0), 2), "reason": reason}
     counts = {kind: sum(1 for o in outcomes.values() if o["outcome"] == kind) for kind in ("passed", "failed", "error", "skipped")}
-    record = {"date": datetime.now(UTC).isoformat(timespec="seconds"), "machine": {"cpu": platform.processor() or platform.machine(),
-              "cores": os.cpu_count(), "python": platform.python_version()}, "versions": package_versions(), "counts": counts, "tests": outcomes}
+    machine = {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count(), "python": platform.python_version()}
+    record = {"date": datetime.now(UTC).isoformat(timespec="seconds"), "machine": machine, "versions": package_versions(),
+              "counts": counts, "tests": outcomes}
     Path(target).parent.mkdir(parents=True, exist_ok=True)
     Path(target).write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")

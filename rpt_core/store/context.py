@@ -57,7 +57,8 @@ class Context:
             for row in sorted(table.read().to_pylist(), key=lambda row: row["step"]):
                 uri = Path(row["uri"])
                 path = uri if uri.is_absolute() else self.workspace.path / uri
-                found.append(ModelRef(path, row["checkpoint_id"], row["kind"], row["run"], row["step"], row["flops"], row["parent_id"], row["seed"]))
+                found.append(ModelRef(path, row["checkpoint_id"], row["kind"], row["run"], row["step"], row["flops"], row["parent_id"],
+                                      row["seed"]))
         return found
 
     def model(self, role: str = "checkpoint") -> ModelRef:
@@ -137,7 +138,8 @@ class Context:
         index = last["index"] + 1 if last else 1
         self.events.sync()
         write_json(self.folder / "parts" / f"{index:05d}.json",
-                   {"index": index, "events": self.events.seq, "shards": self._shard_files(), "files": self._output_files(), "state": state or {}})
+                   {"index": index, "events": self.events.seq, "shards": self._shard_files(), "files": self._output_files(),
+                    "state": state or {}})
 
     def resume(self) -> dict[str, Any] | None:
         """State of the last closed part, or None at a fresh start. Removes shards and files no closed part vouches for."""

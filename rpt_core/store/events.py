@@ -30,7 +30,7 @@ class Events:
         temporary = path.with_name(f".{path.name}.tmp")
         temporary.write_text("".join(json.dumps(event, ensure_ascii=False) + "\n" for event in kept), encoding="utf-8")
         os.replace(temporary, path)
-        self._file = open(path, "a", encoding="utf-8")
+        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - open as long as the stage runs
         self._emit("attempt", None, {})  # so that an attempt counts even if it is killed before it says anything
 
     def _emit(self, type: str, step: int | None, data: dict[str, Any]) -> None:

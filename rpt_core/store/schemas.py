@@ -64,7 +64,8 @@ _ALL = (
            ("token_id", _i32, "Vocabulary entry."),
            ("byte_start", _i32, "Offset of the token's first byte in the document."),
            ("byte_len", _i16, "Number of the document's bytes the token covers."),
-           ("entropy", _f32, "Entropy of the scorer's renormalised top-16 next tokens before this token, nats; null for a first token without BOS."),
+           ("entropy", _f32, "Entropy of the scorer's renormalised top-16 next tokens before this token, nats; null for a first token "
+                            "without BOS."),
            ("nll", _f32, "Negative log-likelihood of this token over the whole vocabulary, nats; null as above."),
            ("rank", _i32, "Rank of this token in the scorer's distribution, 0 = most likely; -1 as above."),
            ("top_id", _i32, "The scorer's most likely token; -1 as above.")),

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.dataset
+import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from rpt_core.store.errors import Corrupt, UserError
@@ -53,18 +53,18 @@ class Table:
     def paths(self) -> list[Path]:
         return [self.folder / shard.file for shard in self.shards]
 
-    def dataset(self) -> pa.dataset.Dataset:
-        return pa.dataset.dataset([str(path) for path in self.paths], schema=TABLES[self.name].arrow, format="parquet")
+    def dataset(self) -> ds.Dataset:
+        return ds.dataset([str(path) for path in self.paths], schema=TABLES[self.name].arrow, format="parquet")
 
-    def read(self, columns: Sequence[str] | None = None, where: pa.dataset.Expression | None = None) -> pa.Table:
+    def read(self, columns: Sequence[str] | None = None, where: ds.Expression | None = None) -> pa.Table:
         """The whole table, in shard order. ``where`` is a pyarrow.dataset filter expression."""
         return self.dataset().to_table(columns=list(columns) if columns else None, filter=where)
 
     def batches(self, columns: Sequence[str] | None = None, rows: int = 8192,
-                where: pa.dataset.Expression | None = None) -> Iterator[pa.RecordBatch]:
+                where: ds.Expression | None = None) -> Iterator[pa.RecordBatch]:
         """Stream the table in shard order with bounded memory."""
         for path in self.paths:
-            part = pa.dataset.dataset([str(path)], schema=TABLES[self.name].arrow, format="parquet")
+            part = ds.dataset([str(path)], schema=TABLES[self.name].arrow, format="parquet")
             yield from part.to_batches(columns=list(columns) if columns else None, filter=where, batch_size=rows,
                                        batch_readahead=1, fragment_readahead=1)
 
@@ -76,12 +76,12 @@ def table_digest(name: str, shards: Sequence[Shard]) -> str:
 def conform(name: str, data: pa.Table | Sequence[dict[str, Any]]) -> pa.Table:
     """``data`` in exactly the columns and types of the table's schema, or UserError naming the column that does not fit."""
     schema = TABLES[name].arrow
-    if not isinstance(data, pa.Table):
-        return pa.Table.from_pylist(list(data), schema=schema)
-    wrong = set(data.column_names) ^ set(schema.names)
-    if wrong:
-        raise UserError(f"table {name} has other columns than its schema: {', '.join(sorted(wrong))}")
-    return data.select(schema.names).cast(schema)
+    if isinstance(data, pa.Table):
+        wrong = set(data.column_names) ^ set(schema.names)
+        if wrong:
+            raise UserError(f"table {name} has other columns than its schema: {', '.join(sorted(wrong))}")
+        return data.select(schema.names).cast(schema)
+    return pa.Table.from_pylist(list(data), schema=schema)
 
 
 class ShardWriter:

@@ -95,7 +95,8 @@ def test_a_line_cut_by_a_kill_is_left_out_and_numbering_goes_on(tmp_path):
     again = Events(path, (lambda event: heard.append(event["seq"]),))
     again.message("next")
     again.close()
-    assert [(e["attempt"], e["seq"], e["type"]) for e in read_events(path)] == [(1, 1, "attempt"), (1, 2, "message"), (2, 3, "attempt"), (2, 4, "message")]
+    assert [(e["attempt"], e["seq"], e["type"]) for e in read_events(path)] == [
+        (1, 1, "attempt"), (1, 2, "message"), (2, 3, "attempt"), (2, 4, "message")]
     assert heard == [3, 4]
 
 
