@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pyarrow as pa
 import pyarrow.dataset as ds
@@ -76,12 +76,13 @@ def table_digest(name: str, shards: Sequence[Shard]) -> str:
 def conform(name: str, data: pa.Table | Sequence[dict[str, Any]]) -> pa.Table:
     """``data`` in exactly the columns and types of the table's schema, or UserError naming the column that does not fit."""
     schema = TABLES[name].arrow
-    if isinstance(data, pa.Table):
-        wrong = set(data.column_names) ^ set(schema.names)
-        if wrong:
-            raise UserError(f"table {name} has other columns than its schema: {', '.join(sorted(wrong))}")
-        return data.select(schema.names).cast(schema)
-    return pa.Table.from_pylist(list(data), schema=schema)
+    if not isinstance(data, pa.Table):
+        return pa.Table.from_pylist(list(data), schema=schema)
+    table = cast(pa.Table, data)
+    wrong = set(table.column_names) ^ set(schema.names)
+    if wrong:
+        raise UserError(f"table {name} has other columns than its schema: {', '.join(sorted(wrong))}")
+    return table.select(schema.names).cast(schema)
 
 
 class ShardWriter:
