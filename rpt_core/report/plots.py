@@ -102,7 +102,7 @@ def entropy_histogram(entropy: np.ndarray, thresholds: Mapping[str, float]) -> s
         axis.set_yscale("log")
         for level, value in thresholds.items():
             axis.axvline(value, color=COLOURS[level], linewidth=1.4)
-            axis.annotate(f" {level} >", (value, 0.97), xycoords=("data", "axes fraction"), color=COLOURS[level], va="top")
+            axis.annotate(f"{level} > {value:g}", (value, 1.02), xycoords=("data", "axes fraction"), color=COLOURS[level], ha="center")
         axis.set_xlabel("entropy of the difficulty scorer's top-16 next tokens, nats")
         axis.set_ylabel("positions")
         return to_svg(figure, "entropy")
@@ -111,7 +111,7 @@ def entropy_histogram(entropy: np.ndarray, thresholds: Mapping[str, float]) -> s
 def pattern_bars(shares: Mapping[str, Mapping[str, float]]) -> str:
     """Grouped bars: ``shares[source][pattern]`` between 0 and 1."""
     with plt.rc_context(STYLE):
-        figure, axis = plt.subplots(figsize=(8, 3), layout="constrained")
+        figure, axis = plt.subplots(figsize=(8, 3.6), layout="constrained")
         patterns = list(next(iter(shares.values())))
         width = 0.8 / len(shares)
         for index, (source, found) in enumerate(shares.items()):
@@ -120,5 +120,5 @@ def pattern_bars(shares: Mapping[str, Mapping[str, float]]) -> str:
         axis.set_xticks(range(len(patterns)), [pattern.replace("_", " ") for pattern in patterns])
         axis.set_ylabel("responses, %")
         axis.grid(axis="x", visible=False)
-        axis.legend(loc="upper right")
+        figure.legend(loc="outside upper left", ncols=3)
         return to_svg(figure, "patterns")

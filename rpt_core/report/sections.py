@@ -15,6 +15,11 @@ NAMES = {"base": "base model", "before": "before RPT", "after": "after RPT", "co
          "control.ntp_traces": "control: NTP on traces", "control.sft": "control: SFT on traces"}
 
 
+def part_name(part: str) -> str:
+    """A part of the line-up in words."""
+    return NAMES.get(part, part)
+
+
 def accuracy_section(evaluated: Counts) -> Section:
     """Table 1: accuracy by nested difficulty, then the paper's figures, then winnable positions and differences."""
     section = Section("table-1", "Next-token accuracy")
@@ -45,7 +50,7 @@ def _accuracy_row(found: Mapping[str, Any], levels: Sequence[str]) -> dict[str, 
     cells = [found["levels"].get(level) or {"accuracy": None, "low": None, "high": None} for level in levels]
     headline = found["part"] == "after" and found["mode"] == "reasoning"
     step = f", step {found['step']}" if found["step"] and found["part"] in ("after",) else ""
-    return row(NAMES.get(found["part"], found["part"]) + step, found["mode"].replace("_", " "),
+    return row(part_name(found["part"]) + step, found["mode"].replace("_", " "),
                *(percent(cell["accuracy"], cell["low"], cell["high"]) for cell in cells), kind="headline" if headline else "")
 
 
@@ -57,7 +62,7 @@ def _ceiling(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def _differences(evaluated: Counts) -> dict[str, Any]:
     """After RPT, reasoning, minus every other row; the paired bootstrap over documents."""
-    parts = {model["checkpoint_id"]: NAMES.get(model["parts"][-1], model["parts"][-1]) for model in evaluated["models"]}
+    parts = {model["checkpoint_id"]: part_name(model["parts"][-1]) for model in evaluated["models"]}
     found: dict[tuple[str, str], dict[str, Any]] = {}
     for difference in evaluated["differences"]:
         found.setdefault(tuple(difference["second"]), {})[difference["level"]] = difference
@@ -79,8 +84,8 @@ def honesty_section(evaluated: Counts) -> Section:
     section.note = ("No-thought accuracy uses the same weights and prompt with the thought closed at once: what remains there is not "
                     "reasoning. Thoughts that say word for word what another one says point to a collapsed template; multi-token is the "
                     "share of right answers that span several tokens.")
-    names = {model["checkpoint_id"]: NAMES.get(model["parts"][-1], f"step {model['step']}") if model["parts"][-1] != "milestone"
-             else f"RPT, step {model['step']}" for model in evaluated["models"]}
+    names = {model["checkpoint_id"]: part_name(model["parts"][-1]) if model["parts"][-1] != "milestone" else f"RPT, step {model['step']}"
+             for model in evaluated["models"]}
     accuracy = {(r["checkpoint_id"], r["mode"]): r for r in evaluated["accuracy"] if r["positions"] == "all" and r["level"] == "easy"}
     rows = []
     for found in responses:
@@ -146,7 +151,7 @@ def benchmark_section(counts: Counts) -> Section:
     if not counts.get("results"):
         section.empty = "benchmark has not run."
         return section
-    parts: dict[str, str] = {model["checkpoint_id"]: NAMES.get(model["parts"][-1], model["parts"][-1]) for model in counts["models"]}
+    parts = {model["checkpoint_id"]: part_name(model["parts"][-1]) for model in counts["models"]}
     section.note = "Percent with 95 % intervals; macro is the mean over subjects, chance the mean of 1 / options. " + (
         "Question sets called generated come from this project's generator: they are no public benchmark and compare with none."
         if any(found["generated"] for found in counts["results"]) else "")
