@@ -27,8 +27,9 @@ from rpt_core.training.packing import PackedDocuments, fixed_windows
 
 END_OF_TEXT = "<|endoftext|>"
 CONTROL_TOKENS = (END_OF_TEXT, "<think>", END_OF_THOUGHT, BOX)  # ids 0 to 3
-# Pieces no merge crosses: contractions, words and numbers with the space before them, runs of other characters, white space.
-PIECES = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+# Pieces no merge crosses. They are those of Qwen2's tokenizer, which transformers puts in place of a qwen2 folder's own, so that
+# whoever loads the folder with AutoTokenizer (vLLM does) gets the same tokens for text in NFC.
+PIECES = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
 
 
 def run(config: BootstrapConfig, context: Context) -> Manifest:

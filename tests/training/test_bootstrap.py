@@ -1,18 +1,19 @@
 """The base model from scratch: its tokenizer is byte-exact, its folder loads anywhere, its run repeats bit for bit."""
 
 import hashlib
+import unicodedata
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rpt_core.store.context import Context
 from rpt_core.store.errors import UserError
 from rpt_core.store.stage import execute
-from rpt_core.tokens.bytes import byte_spans, byte_table_digest, special_ids, token_bytes
+from rpt_core.tokens.bytes import byte_spans, byte_table_digest, load_tokenizer, special_ids, token_bytes
 from rpt_core.training import ntp
 from rpt_core.training.bootstrap import CONTROL_TOKENS, train_tokenizer
 from rpt_core.training.bootstrap_config import STAGE, BootstrapConfig
@@ -62,12 +63,21 @@ def test_the_folder_loads_in_transformers_with_control_tokens_that_are_single_id
 @settings(max_examples=60, deadline=None)
 @given(st.text() | st.text(alphabet="one two<think>/\\boxed{}\n é\U0001f9ee'll 12", max_size=60))
 def test_every_text_is_spelt_byte_for_byte_without_control_tokens(trained, text):
-    tokenizer = AutoTokenizer.from_pretrained(trained[2])
+    tokenizer = load_tokenizer(trained[2])
     ids, _, lengths = byte_spans(tokenizer, text)
     table = token_bytes(tokenizer)
     assert b"".join(table[i] for i in ids) == text.encode()
     assert sum(lengths) == len(text.encode())
     assert not set(ids) & {0, 1, 2, 3}
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.text() | st.text(alphabet="one two<think>/\\boxed{}\n é\U0001f9ee'll 12", max_size=60))
+def test_transformers_own_loader_gives_the_tokens_the_model_was_trained_on(trained, text):
+    plain = unicodedata.normalize("NFC", text)
+    theirs = AutoTokenizer.from_pretrained(trained[2])
+    assume(not any(token in plain for token in CONTROL_TOKENS))
+    assert theirs(plain).input_ids == list(byte_spans(load_tokenizer(trained[2]), plain)[0])
 
 
 def test_a_word_with_its_space_becomes_one_token_and_rare_pairs_stay_bytes():
