@@ -133,7 +133,7 @@ _ALL = (
            ("benchmark", _s, "Name of the question set; generated sets start with generated-."),
            ("question_id", _s, "The question."),
            ("subject", _s, "The question's subject."),
-           ("mode", _s, "ntp (option likelihoods), reasoning or solve."),
+           ("mode", _s, "ntp (option letters), ntp_text (option texts per byte), reasoning or solve."),
            ("shots", _i16, "Worked examples in the prompt."),
            ("sample", _i16, "Index of the sample."),
            ("response", _s, "The response; '' in ntp mode."),
