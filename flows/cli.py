@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from flows.commands import data, demo, doctor, export, run, servers, tables, tracking
-from flows.commands.common import StageFailed, err
+from flows.commands.common import StageFailed, Terminated, err
 from rpt_core.store.errors import UserError
 
 app = typer.Typer(name="rpt", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
@@ -46,11 +46,11 @@ def rpt(
 
 
 def sentence_of(error: BaseException) -> tuple[str, int]:
-    """What to say on stderr, and the exit code: 2 for what the user can mend, 130 after Ctrl-C, 1 for what failed otherwise."""
+    """What to say on stderr, and the exit code: 2 for what the user can mend, 130 after Ctrl-C, 143 after SIGTERM, 1 otherwise."""
     if isinstance(error, UserError):
         return str(error), 2
-    if isinstance(error, KeyboardInterrupt) or type(error).__name__ in ("Abort", "TerminationSignal"):
-        return "stopped; the same command goes on from what is finished.", 130
+    if isinstance(error, (KeyboardInterrupt, Terminated)) or type(error).__name__ == "Abort":
+        return "stopped; the same command goes on from what is finished.", 143 if isinstance(error, Terminated) else 130
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "the disk is full; what is committed is whole: free some space and run the same command again.", 2
     if isinstance(error, BrokenPipeError):
@@ -63,10 +63,16 @@ def sentence_of(error: BaseException) -> tuple[str, int]:
 def main() -> None:
     """Run the command; an error is one sentence on stderr and a non-zero exit, with RPT_DEBUG=1 a traceback as well."""
     try:
-        app()
+        code = app(standalone_mode=False)
+        if code == 130:  # what Typer makes of Ctrl-C
+            raise KeyboardInterrupt
+        raise SystemExit(code if isinstance(code, int) else 0)
     except BaseException as error:
         if isinstance(error, SystemExit):
             raise
+        if hasattr(error, "show") and hasattr(error, "exit_code"):  # a usage error: it knows how to show the right usage
+            error.show()  # type: ignore[attr-defined]
+            raise SystemExit(error.exit_code) from None  # type: ignore[attr-defined]
         sentence, code = sentence_of(error)
         if os.environ.get("RPT_DEBUG"):
             import traceback

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,14 @@ err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 class StageFailed(Exception):
     """A stage ended with an exception that is not the user's to mend; the text is one sentence, the cause the exception."""
+
+
+class Terminated(BaseException):
+    """SIGTERM, after Prefect has ended the run."""
+
+
+def _terminate(*_: object) -> None:
+    raise Terminated
 
 
 def open_workspace() -> Workspace:
@@ -74,6 +83,7 @@ def run_flow(workspace: Workspace, start: Callable[[], Any]) -> tuple[Any, dict[
     from flows.progress import Bars
     from flows.server import prefect_for, wait_until_ready
 
+    signal.signal(signal.SIGTERM, _terminate)  # Prefect puts its own in front of it and hands the signal on
     with prefect_for(workspace), warnings_shown():
         from tasks.stage import REFUSED, observed_by
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -133,6 +134,26 @@ def test_a_stage_runs_from_the_command_line_and_again_is_cached_and_its_rows_can
     assert json.loads(counted.stdout) == [{"n": 40}], counted.stderr
     listed = rpt("tables", "--format", "json", home=home)
     assert [(info["slot"], info["current"]) for info in json.loads(listed.stdout)] == [("ingest", True)]
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(("sign", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
+def test_a_stopped_run_says_so_and_leaves_no_server_behind(tmp_path, sign, code):
+    environment = {**os.environ, "RPT_HOME": str(tmp_path / "ws"), "RPT_TRACKING": "off", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "flows.cli", "stage", "ingest", "--set", "generator_documents=5000000"]
+    with open(tmp_path / "said", "wb") as said:
+        process = subprocess.Popen(command, env=environment, cwd=tmp_path, stdout=said, stderr=said)
+    end = time.monotonic() + 120
+    while "… ingest" not in (tmp_path / "said").read_text() and time.monotonic() < end:
+        time.sleep(0.2)
+    time.sleep(2)
+    process.send_signal(sign)
+    assert process.wait(60) == code
+    time.sleep(3)
+    text = (tmp_path / "said").read_text()
+    assert "Traceback" not in text
+    assert sign == signal.SIGKILL or "rpt: stopped; the same command goes on from what is finished." in text
+    assert str(tmp_path / "ws") not in subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout
 
 
 def test_a_worker_reads_only_declared_roots_but_a_typed_path_is_allowed(tmp_path, monkeypatch):
