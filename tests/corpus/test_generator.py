@@ -24,7 +24,8 @@ def solve(statement: str, start: str) -> tuple[list[str], str]:
     listed = statement.split(" : ", 1)[1].split(" .", 1)[0].split()
     state, working = start, [start]
     for letter, move in zip(listed[::2], listed[1::2], strict=True):
-        state = family.states[family.table[family.moves.index(move)][family.states.index(state)]]
+        index = next(index for index, names in enumerate(family.names) if move in names)
+        state = family.states[family.table[index][family.states.index(state)]]
         working += [letter, move, state]
     return working, state
 
@@ -66,9 +67,11 @@ def test_no_item_and_no_program_of_a_held_out_document_occurs_in_train(documents
     for document in documents:
         for key in document.item_keys:
             places[key].add(document.split)
-        family, _, rest = document.text.split(" ", 1)[1].partition(" ")
-        moves = rest.split(" : ", 1)[1].split(" .", 1)[0].split()[1::2]
-        programs[family, *moves[:MIN_MOVES]].add(document.split)
+        name = document.text.split()[1]
+        family = next(family for family in families() if family.name == name)
+        words = document.text.split(" : ", 1)[1].split(" .", 1)[0].split()[1::2]
+        moves = [index for word in words for index, names in enumerate(family.names) if word in names]
+        programs[name, *moves[:MIN_MOVES]].add(document.split)  # whatever names the moves go by
     assert all(len(splits) == 1 for splits in places.values())
     assert all(len(splits) == 1 for splits in programs.values())
     assert {document.split for document in documents} == {"train", "dev", "test"}
@@ -92,7 +95,7 @@ def test_the_item_space_is_fifty_times_larger_than_the_default_sample(documents)
 
 def test_a_quarter_of_the_positions_above_half_a_nat_is_computable(documents):
     """By construction: beyond the head, the words of high entropy are the moves (0.95 nats) and the hidden answers (up to 2.1)."""
-    head = 7  # Show clock from two to g :
+    head = 10  # Show clock flip add skip from two to g :
     answers = moves = 0
     for document in documents:
         words = document.text.split()
@@ -105,17 +108,18 @@ def test_a_quarter_of_the_positions_above_half_a_nat_is_computable(documents):
 def test_moves_are_drawn_by_their_shares_which_lie_below_the_medium_threshold(documents):
     assert 0.5 < -sum(share * math.log(share) for share in MOVE_SHARES) < 1.0
     assert sum(MOVE_SHARES) == pytest.approx(1)
-    counts = Counter(word for document in documents for word in document.text.split(" : ")[1].split(" .")[0].split()[1::2])
-    for _, moves in WORDS.values():
-        found = [counts[move] for move in moves.split()]
-        assert [n / sum(found) for n in found] == pytest.approx(MOVE_SHARES, abs=0.03)
+    places: Counter[int] = Counter()
+    for document in documents:
+        kit = document.text.split()[2:5]  # the head lists the frequent move first
+        places.update(kit.index(word) for word in document.text.split(" : ")[1].split(" .")[0].split()[1::2])
+    assert [places[at] / places.total() for at in range(3)] == pytest.approx(MOVE_SHARES, abs=0.02)
 
 
 def test_lessons_are_short_and_print_every_step(documents):
     lessons = [document for document in documents if document.text.startswith("Learn ")]
     assert abs(len(lessons) / N - LESSON_SHARE) < 0.03
     for lesson in lessons:
-        assert lesson.text.index(" .") < 80
+        assert len(lesson.text.split(" .")[0].split()) <= 10 + 2 * 4
         assert " gives " not in lesson.text
         assert lesson.meta["generator"]["items"] == []
 
@@ -131,7 +135,7 @@ def test_moves_are_permutations_without_fixed_points_and_no_two_commute():
 
 
 def test_no_word_has_two_meanings():
-    words = [word for states, moves in WORDS.values() for word in f"{states} {moves}".split()] + list(WORDS)
+    words = [word for states, moves in WORDS.values() for word in f"{states} {moves.replace('/', '')}".split()] + list(WORDS)
     words += ["Show", "Tell", "Learn", "from", "to", "gives", "works", "so"]
     assert len(words) == len(set(words))
 
@@ -150,7 +154,7 @@ def test_the_same_seed_gives_the_same_documents_whatever_their_number(documents)
 
 def test_the_generator_is_unchanged_else_raise_revision(documents):
     digest = hash_bytes("\n".join(document.text for document in documents).encode())
-    assert digest == "766d5b12daf7ef90", "other texts than before: if that is meant, raise ingest_config.REVISION and this constant"
+    assert digest == "6cec83b9da1be1ab", "other texts than before: if that is meant, raise ingest_config.REVISION and this constant"
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -19,7 +19,7 @@ from rpt_core.store.stage import execute, resolve
 from rpt_core.store.tables import hash_bytes
 from tests.helpers import data_path
 
-GOLDEN = {"documents": "e9c02df84ac3cd43", "questions": "ced1656da6d4daa8"}
+GOLDEN = {"documents": "bc6d33375875771d", "questions": "b8567bcd74a9b712"}
 
 
 def lines(root, name, rows):
