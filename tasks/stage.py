@@ -108,9 +108,15 @@ def perform(stage: Stage, config: StageConfig, workspace: Workspace, inputs: Map
 
 
 def refresh_catalog(workspace: Workspace) -> None:
-    from rpt_core.catalog.catalog import refresh  # here, so that duckdb is loaded only when tables changed
+    """Let the catalog show what was committed. The catalog is derived and every reader refreshes it first, so a failure here
+    (a full disk, a broken DuckDB) is a warning: what is committed stands, and the stage has done its work."""
+    try:
+        from rpt_core.catalog.catalog import refresh  # here, so that duckdb is loaded only when tables changed
 
-    refresh(workspace)
+        refresh(workspace)
+    except Exception as error:  # noqa: BLE001
+        logger.warning(f"the catalog could not be refreshed ({type(error).__name__}: {' '.join(str(error).split())}); "
+                       "the result is committed, and the next `rpt sql` refreshes it.")
 
 
 class Carrier:
@@ -196,7 +202,7 @@ def tolerant(what: str) -> Iterator[None]:
 
 @contextmanager
 def forwarded_logs() -> Iterator[None]:
-    """What the library logs under ``rpt`` appears in the Prefect run's log too."""
+    """What the library logs under ``rpt`` appears in the Prefect run's log (whose logger also prints it on a worker's console)."""
     if not TaskRunContext.get():
         yield
         return
@@ -207,11 +213,13 @@ def forwarded_logs() -> Iterator[None]:
             target.log(record.levelno, record.getMessage())
 
     handler = Forward(level=logging.INFO)
-    level = logger.level
+    level, propagate = logger.level, logger.propagate
     logger.addHandler(handler)
     logger.setLevel(min(level or logging.INFO, logging.INFO))
+    logger.propagate = False  # Prefect's root handler would print every line a second time
     try:
         yield
     finally:
         logger.removeHandler(handler)
         logger.setLevel(level)
+        logger.propagate = propagate

@@ -1,98 +1,83 @@
-"""A real Prefect server and a process worker: what `rpt deploy` makes runs alone, with changed parameters, from any folder."""
+"""A real Prefect server and a process worker: what `rpt deploy` makes runs alone, with changed parameters, from any folder.
 
-import json
-import os
-import subprocess
-import sys
-import time
-import urllib.request
-from pathlib import Path
+The runs are the chain at its smallest, in order: each reads what the deployments before it committed, nothing is prepared."""
+
+import signal
+from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 import yaml
 
-from flows.server import free_port, prefect_settings
-from rpt_core.store.workspace import Workspace
+from flows.profile import configure, load_profile
+from flows.stages import STAGES
+from tasks.stage import artifact_key
+from tests.e2e.stack import ROOT, Stack
 
-ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.xdist_group("prefect")
-
-# deployment → parameters that differ from the defaults; in chain order, each reading what the one before it committed
-RUNS: dict[str, dict] = {
-    "ingest": {"config": {"generator_documents": 120, "generator_questions": 20, "seed": 5}},
-}
+PROFILE = str(ROOT / "tests" / "faults" / "micro.yaml")
 
 
-class Stack:
-    """The server, the worker and the workspace of this module's tests."""
+@dataclass
+class Run:
+    """A run of a stage's deployment: the profile's settings for ``slot`` and ``changes`` on top; ``pinned`` roles are said, not found."""
 
-    def __init__(self, folder: Path):
-        self.folder = folder
-        self.workspace = Workspace(folder / "ws")
-        port = free_port()
-        self.environment = {**os.environ, **prefect_settings(folder / "prefect"), "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
-                            "RPT_HOME": str(self.workspace.path), "RPT_TRACKING": "off", "RPT_RETRIES": "0", "PYTHONPATH": str(ROOT),
-                            "PREFECT_WORKER_QUERY_SECONDS": "1"}
-        (folder / "prefect").mkdir()
-        self.processes: list[subprocess.Popen[bytes]] = []
-        self.start("prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port), "--no-ui")
-        self.wait_for(lambda: self.get("/health"), "the server")
+    slot: str
+    changes: dict[str, Any] = field(default_factory=dict)
+    pinned: dict[str, str] = field(default_factory=dict)
+    in_make_test: bool = False
 
-    def start(self, *arguments: str) -> None:
-        environment = {name: value for name, value in self.environment.items() if name != "RPT_HOME"}  # a worker knows no workspace
-        log = open(self.folder / f"{arguments[1]}.log", "wb")  # noqa: SIM115 - the process outlives this line
-        self.processes.append(subprocess.Popen([sys.executable, "-m", *arguments], env=environment, cwd=self.folder, stdout=log, stderr=log,
-                                               start_new_session=True))
+    @property
+    def stage(self) -> str:
+        return self.slot.partition(".")[0]
 
-    def command(self, *arguments: str) -> str:
-        done = subprocess.run([sys.executable, "-m", *arguments], env=self.environment, cwd=self.folder, capture_output=True, text=True,
-                              timeout=240)
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What differs from the stage's defaults, as a user would type it."""
+        stage, config = configure(load_profile(PROFILE), self.slot)
+        config = stage.config.build(self.slot, {**config.model_dump(mode="json"), **self.changes})
+        return config.model_dump(mode="json", exclude_defaults=True)
 
-    def get(self, path: str, body: dict | None = None):
-        request = urllib.request.Request(self.environment["PREFECT_API_URL"] + path, headers={"content-type": "application/json"},
-                                         data=None if body is None else json.dumps(body).encode())
-        with urllib.request.urlopen(request, timeout=30) as reply:
-            return json.loads(reply.read())
 
-    def wait_for(self, what, name: str, seconds: float = 240.0):
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            try:
-                found = what()
-            except OSError:
-                found = None
-            if found:
-                return found
-            time.sleep(0.5)
-        raise AssertionError(f"{name} did not come within {seconds:.0f} s")
+RUNS = [
+    Run("ingest", in_make_test=True),
+    Run("bootstrap", {"train_tokens": 40_000}, in_make_test=True),
+    Run("score.filter"),
+    Run("score.difficulty", {"min_context": 24}, pinned={"documents": "ingest", "checkpoint": "bootstrap"}),
+    Run("select", {"min_entropy": 0.25}),
+    Run("warmstart", {"epochs": 10}),
+    Run("pretrain", {"steps": 6}),
+    Run("control.ntp_traces", {"budget_share": 0.5}),
+    Run("evaluate", {"sample": "dev"}),
+    Run("scaling", {"positions": "winnable"}),
+    Run("finetune.base"),
+    Run("benchmark", {"modes": ["ntp", "reasoning"]}),
+    Run("patterns", {"responses": 20}),
+    Run("report", {"title": "From a deployment"}),
+]
 
-    def run_deployment(self, name: str, parameters: dict) -> dict:
-        """Start a deployment's run as a user would, wait for its end and return the flow run."""
-        params = [part for key, value in parameters.items() for part in ("--param", f"{key}={json.dumps(value)}")]
-        self.command("prefect", "deployment", "run", f"{name}/{name}", *params)
-        (latest,) = self.get("/flow_runs/filter", {"limit": 1, "sort": "EXPECTED_START_TIME_DESC",
-                                                   "flows": {"name": {"any_": [name]}}})
 
-        def ended() -> dict | None:
-            found = self.get(f"/flow_runs/{latest['id']}")
-            return found if found["state"]["type"] in {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"} else None
+class Chain:
+    """The runs that were made so far; ``upto`` makes those that are missing, in order."""
 
-        return self.wait_for(ended, f"the run of {name}")
+    def __init__(self, stack: Stack):
+        self.stack = stack
+        self.made: dict[str, tuple[dict, str]] = {}
 
-    def artifacts(self, flow_run: dict) -> dict[str, dict]:
-        found = self.get("/artifacts/filter", {"artifacts": {"flow_run_id": {"any_": [flow_run["id"]]}}})
-        return {artifact["key"]: artifact for artifact in found}
-
-    def stop(self) -> None:
-        for process in reversed(self.processes):
-            process.terminate()
-            try:
-                process.wait(20)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+    def upto(self, slot: str) -> tuple[dict, str]:
+        """The flow run of ``slot`` and the version it committed, after every run before it."""
+        for run in RUNS:
+            if run.slot not in self.made:
+                inputs = {role: f"{source}@{self.made[source][1]}" for role, source in run.pinned.items()}
+                flow_run = self.stack.run_deployment(run.stage, {"config": run.settings, **({"inputs": inputs} if inputs else {})})
+                assert flow_run["state"]["type"] == "COMPLETED", (
+                    f"{run.slot}: {flow_run['state']['message']}\n{self.stack.log('worker')[-4000:]}")
+                version = self.stack.workspace.current(run.slot)
+                assert version, f"{run.slot} completed, but nothing is committed"
+                self.made[run.slot] = flow_run, version
+            if run.slot == slot:
+                return self.made[slot]
+        raise AssertionError(f"no run is of {slot}")
 
 
 @pytest.fixture(scope="module")
@@ -100,16 +85,21 @@ def stack(tmp_path_factory):
     stack = Stack(tmp_path_factory.mktemp("e2e"))
     try:
         stack.command("flows.cli", "deploy", "--pool", "test-pool")
-        stack.start("prefect", "worker", "start", "--pool", "test-pool", "--name", "test")
+        stack.start("worker", "prefect", "worker", "start", "--pool", "test-pool", "--name", "test", home=False)
         yield stack
     finally:
         stack.stop()
 
 
+@pytest.fixture(scope="module")
+def chain(stack) -> Chain:
+    return Chain(stack)
+
+
 def test_every_stage_and_the_pipeline_are_deployed_with_the_workspace_baked_in(stack):
     found = {deployment["name"]: deployment for deployment in stack.get("/deployments/filter", {})}
     in_file = {entry["name"]: entry for entry in yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]}
-    assert set(found) == set(in_file)
+    assert set(found) == set(in_file) == {*STAGES, "pipeline"}
     for name, deployment in found.items():
         assert deployment["entrypoint"] == in_file[name]["entrypoint"]
         assert deployment["pull_steps"] == []
@@ -128,20 +118,42 @@ def test_a_form_describes_and_bounds_every_setting(stack):
     assert settings["name"]["enum"] == ["filter", "difficulty"]
 
 
-@pytest.mark.parametrize("name", list(RUNS))
-def test_a_deployment_runs_alone_with_changed_parameters_and_shows_its_artifacts(stack, name):
-    run = stack.run_deployment(name, RUNS[name])
-    log = (stack.folder / "worker.log").read_text()[-4000:]
-    assert run["state"]["type"] == "COMPLETED", f"{run['state']['message']}\n{log}"
-    slot = next(slot for slot in stack.workspace.slots() if slot.partition(".")[0] == name)
-    version = stack.workspace.current(slot)
-    manifest = stack.workspace.manifest(slot, version)
-    for key, value in RUNS[name]["config"].items():
-        assert {**manifest.config, **manifest.runtime}[key] == value
-    assert manifest.run_ids["prefect_flow_run"] == run["id"]
+def test_every_stages_deployment_is_run():
+    assert {run.stage for run in RUNS} == set(STAGES)
+
+
+@pytest.mark.parametrize("run", [pytest.param(run, id=run.slot, marks=[] if run.in_make_test else pytest.mark.full) for run in RUNS])
+def test_a_deployment_runs_alone_with_changed_parameters_and_shows_its_artifacts(stack, chain, run):
+    flow_run, version = chain.upto(run.slot)
+    assert flow_run["name"] == run.slot
+    manifest = stack.workspace.manifest(run.slot, version)
+    assert manifest.run_ids["prefect_flow_run"] == flow_run["id"]
+    used = {**manifest.config, **manifest.runtime}
+    assert {key: used[key] for key in run.settings} == run.settings
+    assert run.settings.keys() & manifest.config.keys(), "a run with the defaults would not show that parameters arrive"
+    for role, source in run.pinned.items():
+        assert [(entry["slot"], entry["version"]) for entry in manifest.inputs[role]] == [(source, chain.made[source][1])]
+    artifacts = stack.artifacts(flow_run)
+    assert version in artifacts[artifact_key(run.slot)]["data"]
+    assert artifacts[artifact_key(run.slot, "progress")]["data"] == 100.0
+
+
+def test_the_pipelines_deployment_takes_what_the_stages_deployments_committed_and_runs_the_rest(stack, chain):
+    chain.upto("bootstrap")
+    changed = {"bootstrap.train_tokens": 40_000, "score.filter.min_context": 16}
+    before = {slot: stack.workspace.versions(slot) for slot in ("ingest", "bootstrap", "score.filter")}
+    run = stack.run_deployment("pipeline", {"profile": PROFILE, "overrides": changed, "until_stage": "score.filter"})
+    assert run["state"]["type"] == "COMPLETED", f"{run['state']['message']}\n{stack.log('worker')[-4000:]}"
+    after = {slot: stack.workspace.versions(slot) for slot in before}
+    assert (after["ingest"], after["bootstrap"]) == (before["ingest"], before["bootstrap"])
+    (new,) = set(after["score.filter"]) - set(before["score.filter"])
+    assert stack.workspace.manifest("score.filter", new).config["min_context"] == 16
     artifacts = stack.artifacts(run)
-    assert version in artifacts[slot.replace(".", "-")]["data"]
-    assert artifacts[f"{slot.replace('.', '-')}-progress"]["data"] == 100.0
+    rows = [line for line in artifacts["pipeline"]["data"].splitlines() if "| cached |" in line or "| run |" in line]
+    assert [row.split(" | ")[0].strip("| ") for row in rows] == ["ingest", "bootstrap", "score.filter"]
+    assert [row.split(" | ")[2] for row in rows] == ["cached", "cached", "run"]
+    assert artifacts["score-filter-progress"]["data"] == 100.0
+    assert new in artifacts["score-filter"]["data"]
 
 
 def test_bad_input_from_a_form_ends_refused_in_one_sentence_and_leaves_the_tables_alone(stack):
@@ -150,3 +162,21 @@ def test_bad_input_from_a_form_ends_refused_in_one_sentence_and_leaves_the_table
     assert (run["state"]["type"], run["state"]["name"]) == ("FAILED", "Refused")
     assert "outside the allowed roots" in run["state"]["message"]
     assert {slot: stack.workspace.versions(slot) for slot in stack.workspace.slots()} == before
+
+
+@pytest.mark.full
+def test_rpt_serve_offers_every_deployment_runs_one_and_ends_with_ctrl_c(tmp_path):
+    stack = Stack(tmp_path)
+    try:
+        served = stack.start("serve", "flows.cli", "serve", home=True)
+        names = {*STAGES, "pipeline"}
+        stack.wait_for(lambda: {deployment["name"] for deployment in stack.get("/deployments/filter", {})} == names, "every deployment")
+        run = stack.run_deployment("ingest", {"config": {"generator_documents": 30, "generator_questions": 5, "seed": 9}})
+        assert run["state"]["type"] == "COMPLETED", stack.log("serve")[-4000:]
+        version = stack.workspace.current("ingest")
+        assert version
+        assert stack.workspace.manifest("ingest", version).config["generator_documents"] == 30
+        assert stack.end(served, signal.SIGINT) == 0  # Ctrl-C is how serving is meant to end
+        assert "Traceback" not in stack.log("serve")
+    finally:
+        stack.stop()

@@ -115,7 +115,7 @@ def test_what_an_error_becomes_a_full_disk_a_stop_and_a_bug():
     assert cli.sentence_of(ValueError("x")) == ("ValueError: x (RPT_DEBUG=1 shows where)", 1)
 
 
-def test_a_stage_runs_from_the_command_line_and_again_is_cached_and_its_rows_can_be_queried(tmp_path):
+def test_a_stage_runs_from_the_command_line_and_again_is_cached_and_its_rows_can_be_queried(tmp_path, monkeypatch, capsys):
     home = tmp_path / "ws"
     (tmp_path / "corpus").mkdir()
     lines = [json.dumps({"text": f"Document number {i} says that {i} times {i} is {i * i}."}) for i in range(40)]
@@ -130,10 +130,11 @@ def test_a_stage_runs_from_the_command_line_and_again_is_cached_and_its_rows_can
     assert again.returncode == 0, again.stderr
     assert "cached" in again.stderr
     assert time.monotonic() - begun < 100
-    counted = rpt("sql", "select count(*) as n from documents", "--format", "json", home=home)
-    assert json.loads(counted.stdout) == [{"n": 40}], counted.stderr
-    listed = rpt("tables", "--format", "json", home=home)
-    assert [(info["slot"], info["current"]) for info in json.loads(listed.stdout)] == [("ingest", True)]
+    monkeypatch.setenv("RPT_HOME", str(home))
+    counted = call(monkeypatch, capsys, "sql", "select count(*) as n from documents", "--format", "json")
+    assert json.loads(counted) == [{"n": 40}]
+    listed = call(monkeypatch, capsys, "tables", "--format", "json")
+    assert [(info["slot"], info["current"]) for info in json.loads(listed)] == [("ingest", True)]
 
 
 @pytest.mark.full

@@ -84,10 +84,11 @@ def test_a_stages_flow_runs_alone_on_current_inputs_or_those_named(run, workspac
 
     first = run().result()
     one_ingest = next(made["version"] for made in first["stages"] if made["slot"] == "ingest")
-    run({"ingest.words": ["other"]})
+    run({"ingest.words": ["other"]}, "", "ingest")
     alone = flow(run_alone, name="alone")
     blank = alone("pretrain", ModelConfig(name="pretrain"), {}, False)
     assert blank["version"] == workspace.current("pretrain")
+    assert workspace.manifest("pretrain", blank["version"]).inputs["documents"][0]["version"] == workspace.current("ingest") != one_ingest
     named = alone("pretrain", ModelConfig(name="pretrain"), {"documents": f"ingest@{one_ingest}"}, False)
     assert workspace.manifest("pretrain", named["version"]).inputs["documents"][0]["version"] == one_ingest
     refused = alone("pretrain", ModelConfig(), {"nothing": "x"}, False, return_state=True)

@@ -1,0 +1,100 @@
+"""A Prefect server, its deployments and a process worker, each a process of its own as in an installation."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from flows.server import free_port, prefect_settings
+from rpt_core.store.workspace import Workspace
+
+ROOT = Path(__file__).parents[2]
+TERMINAL = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
+
+
+class Stack:
+    """A server with an empty database and a workspace; ``start`` adds a process, ``stop`` ends them all, last one first."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.workspace = Workspace(folder / "ws")
+        port = free_port()
+        self.environment = {**os.environ, **prefect_settings(folder / "prefect"), "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
+                            "RPT_HOME": str(self.workspace.path), "RPT_TRACKING": "off", "RPT_RETRIES": "0", "PYTHONPATH": str(ROOT),
+                            "PREFECT_WORKER_QUERY_SECONDS": "1", "PREFECT_RUNNER_POLL_FREQUENCY": "1"}
+        (folder / "prefect").mkdir()
+        self.processes: list[subprocess.Popen[bytes]] = []
+        self.start("server", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port), "--no-ui", home=False)
+        self.wait_for(lambda: self.get("/health"), "the server")
+
+    def start(self, name: str, *arguments: str, home: bool) -> subprocess.Popen[bytes]:
+        """Start a process whose output goes to ``<name>.log``; without ``home`` it knows no workspace, as a worker does not."""
+        environment = {key: value for key, value in self.environment.items() if home or key != "RPT_HOME"}
+        with open(self.folder / f"{name}.log", "wb") as log:
+            self.processes.append(subprocess.Popen([sys.executable, "-m", *arguments], env=environment, cwd=self.folder, stdout=log,
+                                                   stderr=log, start_new_session=True))
+        return self.processes[-1]
+
+    def log(self, name: str) -> str:
+        return (self.folder / f"{name}.log").read_text(errors="replace")
+
+    def command(self, *arguments: str) -> str:
+        done = subprocess.run([sys.executable, "-m", *arguments], env=self.environment, cwd=self.folder, capture_output=True, text=True,
+                              timeout=240)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def get(self, path: str, body: dict | None = None) -> Any:
+        request = urllib.request.Request(self.environment["PREFECT_API_URL"] + path, headers={"content-type": "application/json"},
+                                         data=None if body is None else json.dumps(body).encode())
+        with urllib.request.urlopen(request, timeout=30) as reply:
+            return json.loads(reply.read())
+
+    def wait_for(self, what: Callable[[], Any], name: str, seconds: float = 240.0) -> Any:
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            try:
+                found = what()
+            except OSError:
+                found = None
+            if found:
+                return found
+            time.sleep(0.25)
+        raise AssertionError(f"{name} did not come within {seconds:.0f} s")
+
+    def run_deployment(self, name: str, parameters: dict) -> dict:
+        """Start a deployment's run as a user would, wait for its end and return the flow run."""
+        params = [part for key, value in parameters.items() for part in ("--param", f"{key}={json.dumps(value)}")]
+        tag = f"asked-{time.monotonic_ns()}"
+        self.command("prefect", "deployment", "run", f"{name}/{name}", *params, "--tag", tag)
+        (run,) = self.get("/flow_runs/filter", {"flow_runs": {"tags": {"all_": [tag]}}})
+
+        def ended() -> dict | None:
+            found = self.get(f"/flow_runs/{run['id']}")
+            return found if found["state"]["type"] in TERMINAL else None
+
+        return self.wait_for(ended, f"the end of {name}")
+
+    def artifacts(self, flow_run: dict) -> dict[str, dict]:
+        found = self.get("/artifacts/filter", {"artifacts": {"flow_run_id": {"any_": [flow_run["id"]]}}})
+        return {artifact["key"]: artifact for artifact in found}
+
+    def end(self, process: subprocess.Popen[bytes], sign: int = signal.SIGTERM) -> int:
+        """Signal a process, wait for it (SIGKILL after 20 s) and return its exit code."""
+        self.processes.remove(process)
+        process.send_signal(sign)
+        try:
+            return process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            return process.wait()
+
+    def stop(self) -> None:
+        for process in reversed(self.processes[:]):
+            self.end(process)
