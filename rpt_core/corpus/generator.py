@@ -2,15 +2,16 @@
 where it leads from several starts. The answer needs one look-up per move, so no fixed-depth model reads it off in one pass,
 and it is exact, so a thought can be checked. Composition of permutations is the field's usual probe for this.
 
-A document reads: ``Show clock flip add skip from two to g : a add b flip … g add . two gives six ; three gives one ; … ; five
-works five a add two b flip six … g add one so one .`` The head names the family, the moves in use, the first start and the last
-letter, and the questions follow in a fixed order, so beyond the head nearly every position of high entropy is an answer (up to
-2.1 nats) or the choice of a move (0.95 nats, by MOVE_SHARES). ``gives`` hides the steps, ``works`` prints them.
+A document reads: ``Show clock from two to g : add bind call … gain . two gives six ; three gives one ; … ; five works five a add
+two b bind six … g gain one so one .`` The head names the family, the first start and the last letter, and the questions follow in
+a fixed order, so beyond the head nearly every position of high entropy is an answer (up to 2.1 nats) or the choice of a move
+(0.95 nats, by MOVE_SHARES). ``gives`` hides the steps, ``works`` prints them.
 
-Why so: in a working the letter is what a small model finds its place by, the move is copied, the state is looked up. A family
-has few moves, because with many the state before says nothing about the state after and a small model does not begin to learn
-the look-up; each move has several names, because copying from a few words pays too little to be learnt early. Lessons
-(LESSON_SHARE of the documents, all of train) have few moves and print every step: among few words a model finds where to look."""
+Why so: a small model must learn to follow printed steps within a few million tokens. A move's word begins with the letter of its
+place, so that in a working the letter alone says which words to look for in the head; with the same words at every place the
+copy takes an induction head, which did not form in 5 million tokens. A family has few moves, because with many the state before
+says nothing about the state after and the look-up is not learnt. Lessons (LESSON_SHARE of the documents, all of train) have few
+moves and print every step: among few words a model finds where to look."""
 
 import hashlib
 from collections.abc import Iterator
@@ -31,22 +32,24 @@ LESSON_SHARE, LESSON_MOVES, LESSON_QUESTIONS = 0.4, 4, 3  # lessons: 1 to 4 move
 
 MOVE_SHARES = (0.6, 0.2, 0.2)  # 0.95 nats: the choice of a move stays below the paper's medium threshold of 1.0
 
-WORDS: dict[str, tuple[str, str]] = {
-    "clock": ("one two three four five six seven eight", "add jump slide tick / flip spin turn swap / wind skip push pull"),
-    "lamp": ("red blue green black white pink gold grey", "press tap dim fade / twist mix dye glow / shine burn wipe lift"),
-    "robot": ("hall attic porch cellar study den barn shed", "go march dash roll / climb hop drift leap / back duck rest wait"),
-    "farm": ("cat dog fox hen owl pig cow bee", "call wake lead ride / chase feed hide drop / trade race sell lend"),
+STATES = {
+    "clock": "one two three four five six seven eight",
+    "lamp": "red blue green black white pink gold grey",
+    "robot": "hall attic porch cellar study den barn shed",
+    "farm": "cat dog fox hen owl pig cow bee",
 }
+# Words of the moves at each place: the first, second and third move of a family, whichever it is.
+MOVES = (("add", "aim", "ask"), ("bend", "bind", "boil"), ("call", "cook", "cut"), ("dig", "dip", "dry"), ("eat", "edit", "end"),
+         ("fan", "fix", "fold"), ("gain", "grip", "grow"), ("heat", "hop", "hug"), ("ink", "iron", "itch"), ("jog", "join", "jump"),
+         ("keep", "kick", "knot"), ("lean", "lift", "log"))
 
 
 @dataclass(frozen=True)
 class Family:
-    """A set of states and moves. ``names[move]`` are the words for a move, all the same in effect; ``table[move][state]`` is the
-    state it leads to. Moves are permutations, and no two commute."""
+    """A set of states and moves. ``table[move][state]`` is the state a move leads to. Moves are permutations, and no two commute."""
 
     name: str
     states: tuple[str, ...]
-    names: tuple[tuple[str, ...], ...]
     table: tuple[tuple[int, ...], ...]
 
     def run(self, moves: tuple[int, ...], start: int) -> list[int]:
@@ -58,7 +61,7 @@ class Family:
         return visited
 
 
-def _permutation(family: str, move: str, attempt: int, size: int) -> tuple[int, ...]:
+def _permutation(family: str, move: int, attempt: int, size: int) -> tuple[int, ...]:
     """A permutation fixed by names alone, so that it is the same under every seed, machine and library version."""
     return tuple(sorted(range(size), key=lambda state: hashlib.sha256(f"{family} {move} {attempt} {state}".encode()).digest()))
 
@@ -67,10 +70,10 @@ def _permutation(family: str, move: str, attempt: int, size: int) -> tuple[int, 
 def families() -> tuple[Family, ...]:
     """The families, each move a permutation without fixed points that commutes with no other move of its family."""
     found = []
-    for name, (state_words, move_words) in WORDS.items():
-        states, names = tuple(state_words.split()), tuple(tuple(group.split()) for group in move_words.split(" / "))
+    for name, state_words in STATES.items():
+        states = tuple(state_words.split())
         table: list[tuple[int, ...]] = []
-        for move, *_ in names:
+        for move in range(len(MOVE_SHARES)):
             attempt = 0
             while True:
                 candidate = _permutation(name, move, attempt, len(states))
@@ -79,65 +82,63 @@ def families() -> tuple[Family, ...]:
                     break
                 attempt += 1
             table.append(candidate)
-        found.append(Family(name, states, names, tuple(table)))
+        found.append(Family(name, states, tuple(table)))
     return tuple(found)
 
 
 @dataclass(frozen=True)
 class Program:
-    """A list of moves of one family. ``words``: the name each move goes by here; ``kit``: the order the head lists them in."""
+    """A list of moves of one family."""
 
     family: Family
     moves: tuple[int, ...]
-    words: tuple[str, ...]
-    kit: tuple[int, ...]
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The word of each move at its place."""
+        return tuple(names[move] for names, move in zip(MOVES, self.moves, strict=False))
 
     def item_key(self, start: int) -> str:
-        """Hash of an item's content: family, moves (whatever their names), start (16 hex digits)."""
-        return hash_bytes(f"{self.family.name} {' '.join(map(str, self.moves))} {self.family.states[start]}".encode())
+        """Hash of an item's content: family, moves, start (16 hex digits)."""
+        return hash_bytes(f"{self.family.name} {' '.join(self.words)} {self.family.states[start]}".encode())
 
     @property
     def place(self) -> float:
         """Where the program stands in [0, 1): a hash of family and first moves, which partitions the item space. Items that
         are equal, and items of which one goes on where the other ends, stand at the same place."""
-        moves = " ".join(map(str, self.moves[:MIN_MOVES]))
-        return int.from_bytes(hashlib.sha256(f"place {self.family.name} {moves}".encode()).digest()[:8], "big") / 2.0**64
+        words = " ".join(self.words[:MIN_MOVES])
+        return int.from_bytes(hashlib.sha256(f"place {self.family.name} {words}".encode()).digest()[:8], "big") / 2.0**64
 
     def working(self, start: int) -> str:
-        """`` two a flip six b wind one``: the start, then each letter with its move and the state that leads to."""
-        family = self.family
-        steps = (f" {letter} {self.words[move]} {family.states[state]}"
-                 for letter, move, state in zip(LETTERS, self.moves, family.run(self.moves, start), strict=False))
-        return f" {family.states[start]}" + "".join(steps)
+        """`` two a add six b bind one``: the start, then each letter with its move and the state that leads to."""
+        states = self.family.states
+        steps = (f" {letter} {word} {states[state]}"
+                 for letter, word, state in zip(LETTERS, self.words, self.family.run(self.moves, start), strict=False))
+        return f" {states[start]}" + "".join(steps)
 
     def answer(self, start: int) -> str:
         """`` one``, with the space that precedes it in a text."""
         return f" {self.family.states[self.family.run(self.moves, start)[-1]]}"
 
     def statement(self, start: int) -> str:
-        """``clock flip add skip from two to g : a add b flip … g add .``"""
-        kit = " ".join(self.words[move] for move in self.kit)
-        listed = " ".join(f"{letter} {self.words[move]}" for letter, move in zip(LETTERS, self.moves, strict=False))
-        return f"{self.family.name} {kit} from {self.family.states[start]} to {LETTERS[len(self.moves) - 1]} : {listed} ."
+        """``clock from two to g : add bind … gain .``"""
+        return f"{self.family.name} from {self.family.states[start]} to {LETTERS[len(self.moves) - 1]} : {' '.join(self.words)} ."
 
 
 _MOVE_BOUNDS = np.cumsum(MOVE_SHARES)[:-1]
 
 
 def draw_program(rng: np.random.Generator, fewest: int = MIN_MOVES, most: int = MAX_MOVES) -> Program:
-    """A program of ``fewest`` to ``most`` moves, each length and family equally likely. The kit's first move is the frequent one."""
-    family = families()[int(rng.integers(len(WORDS)))]
+    """A program of ``fewest`` to ``most`` moves, each length and family equally likely."""
+    family = families()[int(rng.integers(len(STATES)))]
     n_moves = int(rng.integers(fewest, most + 1))
-    kit = tuple(rng.permutation(len(family.names)).tolist())
-    words = tuple(names[at] for names, at in zip(family.names, rng.integers(len(family.names[0]), size=len(kit)), strict=True))
-    drawn = np.searchsorted(_MOVE_BOUNDS, rng.random(n_moves), side="right")
-    return Program(family, tuple(kit[at] for at in drawn), words, kit)
+    return Program(family, tuple(np.searchsorted(_MOVE_BOUNDS, rng.random(n_moves), side="right").tolist()))
 
 
 def item_space() -> int:
-    """Number of different items (family, moves, start) the generator can ask; other names of a move make no other item."""
+    """Number of different items (family, moves, start) the generator can ask."""
     lengths = range(MIN_MOVES, MAX_MOVES + 1)
-    return sum(len(family.states) * len(family.names) ** n_moves for family in families() for n_moves in lengths)
+    return sum(len(family.states) * len(MOVE_SHARES) ** n_moves for family in families() for n_moves in lengths)
 
 
 def split_of(place: float, dev_share: float, test_share: float) -> str:

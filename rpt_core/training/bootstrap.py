@@ -64,6 +64,7 @@ def new_model(config: BootstrapConfig, vocabulary: int) -> Qwen2ForCausalLM:
         vocab_size=vocabulary, hidden_size=config.hidden_size, intermediate_size=config.intermediate_size,
         num_hidden_layers=config.layers, num_attention_heads=config.heads, num_key_value_heads=config.kv_heads,
         max_position_embeddings=config.max_positions, rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
+        initializer_range=config.initializer_range,
         tie_word_embeddings=True, attention_dropout=0.0, bos_token_id=None, eos_token_id=CONTROL_TOKENS.index(END_OF_TEXT),
         pad_token_id=None)  # a padding id would freeze that row of the embedding, and it would be END_OF_TEXT's
     with torch.random.fork_rng(devices=[]):

@@ -23,6 +23,9 @@ class BootstrapConfig(NtpConfig):
     heads: int = semantic(4, "Attention heads.", ge=1)
     kv_heads: int = semantic(2, "Key and value heads (grouped-query attention); divides heads.", ge=1)
     max_positions: int = semantic(1024, "Longest sequence the model accepts, tokens.", ge=16)
+    initializer_range: float = semantic(
+        0.05, "Standard deviation of the initial weights; transformers' 0.02 suits wide models and makes a narrow one slow to start.",
+        gt=0, le=1)
     rope_theta: float = semantic(10_000.0, "Base of the rotary position embedding.", gt=0)
     # training
     train_tokens: int = semantic(5_200_000, "Tokens of next-token training; documents repeat until they are reached.", ge=1)
