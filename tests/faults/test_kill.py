@@ -20,7 +20,7 @@ from rpt_core.store.workspace import Workspace
 
 ROOT = Path(__file__).parents[2]
 PROFILE = Path(__file__).with_name("micro.yaml")
-BEFORE = ["ingest", "bootstrap", "score.filter", "score.difficulty", "select"]
+BEFORE = ["ingest", "bootstrap", "score.filter", "score.difficulty", "select", "warmstart"]
 MOMENTS = [*range(3), *(pytest.param(n, marks=pytest.mark.full) for n in range(3, 20))]
 
 pytestmark = pytest.mark.xdist_group("faults")
