@@ -1,6 +1,7 @@
 """Models a stage starts from: a checkpoint of ours, a Hugging Face folder, or a Hub name with its revision."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from rpt_core.store.errors import UserError
@@ -27,7 +28,13 @@ class ModelRef:
 def model_digest(folder: Path) -> str:
     """sha256 over the names and contents of the files that make a model folder."""
     files = sorted({path for pattern in MODEL_FILES for path in folder.glob(pattern)})
-    return digest_json([[path.name, sha256_file(path)] for path in files])
+    return digest_json([[path.name, _digest_of(path, path.stat().st_size, path.stat().st_mtime_ns)] for path in files])
+
+
+@lru_cache(maxsize=4096)
+def _digest_of(path: Path, size: int, modified: int) -> str:
+    """A plan and the run behind it ask for the same weights several times; within a process they are read once."""
+    return sha256_file(path)
 
 
 def external_model(name: str) -> tuple[ModelRef, str]:
