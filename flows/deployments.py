@@ -1,11 +1,15 @@
 """Every flow as a deployment: one per stage and the pipeline, found by module path so that no working directory matters."""
 
+import asyncio
 import importlib
 import os
+import signal
+from contextlib import suppress
 from typing import Any
 
 from prefect.deployments.runner import RunnerDeployment
 from prefect.flows import Flow
+from prefect.runner import Runner
 from prefect.schedules import Cron
 from prefect.types.entrypoint import EntrypointType
 
@@ -57,6 +61,23 @@ def deployments(workspace: Workspace, pool: str | None = None) -> list[RunnerDep
         found.append(RunnerDeployment.from_flow(flow, name=name, description=(flow.description or "").split("\n\n")[0],
                                                 tags=TAGS.get(name, ["rpt"]), entrypoint_type=EntrypointType.MODULE_PATH, **extra))
     return found
+
+
+class Server(Runner):
+    """Prefect's runner, which SIGTERM ends as Ctrl-C does; its own handler starts a stop it never awaits."""
+
+    def handle_sigterm(self, *args: Any, **kwargs: Any) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+
+def serve_all(workspace: Workspace) -> None:
+    """Run what is asked of any deployment, each run in a process of its own, until Ctrl-C or SIGTERM; schedules are paused then."""
+    os.environ.update(worker_environment(workspace))  # a run inherits it
+    server = Server(pause_on_shutdown=True)
+    for deployment in deployments(workspace):
+        server.add_deployment(deployment)
+    with suppress(KeyboardInterrupt):
+        asyncio.run(server.start())
 
 
 def ensure_pool(name: str) -> None:

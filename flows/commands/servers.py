@@ -52,12 +52,11 @@ def serve() -> None:
     """
     workspace = open_workspace()
     need_server()
-    from prefect import serve as serve_deployments
-
-    from flows.deployments import deployments
+    from flows.deployments import serve_all
 
     out.print(f"serving {workspace.path}; Ctrl-C stops", markup=False)
-    serve_deployments(*deployments(workspace), print_starting_message=False)
+    serve_all(workspace)
+    out.print("stopped; the deployments' schedules are paused.")
 
 
 class Service:

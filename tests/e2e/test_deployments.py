@@ -3,6 +3,7 @@
 The runs are the chain at its smallest, in order: each reads what the deployments before it committed, nothing is prepared."""
 
 import signal
+import subprocess
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -164,19 +165,30 @@ def test_bad_input_from_a_form_ends_refused_in_one_sentence_and_leaves_the_table
     assert {slot: stack.workspace.versions(slot) for slot in stack.workspace.slots()} == before
 
 
+def children(pid: int) -> list[str]:
+    return subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True).stdout.split()
+
+
 @pytest.mark.full
-def test_rpt_serve_offers_every_deployment_runs_one_and_ends_with_ctrl_c(tmp_path):
+@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM], ids=lambda sign: sign.name)
+def test_rpt_serve_offers_every_deployment_runs_one_and_a_signal_ends_it_in_order(tmp_path, sign):
     stack = Stack(tmp_path)
     try:
         served = stack.start("serve", "flows.cli", "serve", home=True)
         names = {*STAGES, "pipeline"}
         stack.wait_for(lambda: {deployment["name"] for deployment in stack.get("/deployments/filter", {})} == names, "every deployment")
-        run = stack.run_deployment("ingest", {"config": {"generator_documents": 30, "generator_questions": 5, "seed": 9}})
+        settings = {"generator_documents": 60, "generator_questions": 5, "dev_share": 0.2, "test_share": 0.2}
+        run = stack.run_deployment("ingest", {"config": settings})
         assert run["state"]["type"] == "COMPLETED", stack.log("serve")[-4000:]
         version = stack.workspace.current("ingest")
         assert version
-        assert stack.workspace.manifest("ingest", version).config["generator_documents"] == 30
-        assert stack.end(served, signal.SIGINT) == 0  # Ctrl-C is how serving is meant to end
+        manifest = stack.workspace.manifest("ingest", version)
+        assert {key: manifest.config[key] for key in settings} == settings
+        assert manifest.run_ids["prefect_flow_run"] == run["id"]
+        assert artifact_key("ingest") in stack.artifacts(run)
+        stack.wait_for(lambda: not children(served.pid), "the end of the run's process", 30)
+        assert stack.end(served, sign) == 0  # a service that was told to end has not failed
         assert "Traceback" not in stack.log("serve")
+        assert "stopped" in stack.log("serve").splitlines()[-1]
     finally:
         stack.stop()
