@@ -10,9 +10,11 @@ pytestmark = [pytest.mark.usefixtures("toy_stages"), pytest.mark.xdist_group("pr
 
 @pytest.fixture(scope="module")
 def server():
+    from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
     from prefect.testing.utilities import prefect_test_harness
 
-    with prefect_test_harness(server_startup_timeout=180):
+    # without heartbeats, because the end of every flow waits up to a second for their thread
+    with prefect_test_harness(server_startup_timeout=180), temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
         yield
 
 
