@@ -64,10 +64,12 @@ class TraceMaker:
         return self._traces([row for row, _ in kept], "working", [said for _, said in kept])
 
     def _workings(self) -> Iterator[tuple[int, tuple[str, int], tuple[str, str]]]:
-        """(draw, (doc_id, byte_start), (working, answer)) of every item of the split whose working the text does not print."""
+        """(draw, (doc_id, byte_start), (working, answer)) of every item of the split whose working the text does not print, in the
+        documents that have positions (score.train_bytes may have left some out)."""
+        scored = set(self.positions.read(["doc_id"], where=pc.field("split") == self.split).column("doc_id").unique().to_pylist())
         for batch in self.documents.batches(columns=["doc_id", "meta"], rows=2048, where=pc.field("split") == self.split):
             for doc_id, meta in zip(batch.column("doc_id").to_pylist(), batch.column("meta").to_pylist(), strict=True):
-                for item in _generator_items(meta):
+                for item in _generator_items(meta) if doc_id in scored else ():
                     key = (doc_id, item["byte_start"])
                     yield derive_seed(self.seed, "trace", *key), key, (item["working"], item["answer"])
 
