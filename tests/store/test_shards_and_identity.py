@@ -122,9 +122,9 @@ def _write_big_shard(path: str) -> None:
 
 def test_kill_9_during_a_shard_write_leaves_no_shard_and_the_next_run_starts_clean(tmp_path):
     path = tmp_path / "ws" / "00000.parquet"
-    process = multiprocessing.get_context("fork").Process(target=_write_big_shard, args=(str(path),))
+    process = multiprocessing.get_context("spawn").Process(target=_write_big_shard, args=(str(path),))
     process.start()
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while time.monotonic() < deadline and not any(p.stat().st_size > 100_000 for p in path.parent.glob(".*.tmp")):
         time.sleep(0.02)
     os.kill(process.pid or 0, signal.SIGKILL)
@@ -205,13 +205,13 @@ def _execute(path: Path, force: bool) -> None:
 
 
 def _start(workspace: Workspace, force: bool = False) -> multiprocessing.process.BaseProcess:
-    process = multiprocessing.get_context("fork").Process(target=_execute, args=(workspace.path, force))
+    process = multiprocessing.get_context("spawn").Process(target=_execute, args=(workspace.path, force))
     process.start()
     return process
 
 
 def _until(happened: Any) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while not happened():
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -222,11 +222,11 @@ def test_a_second_run_of_the_same_identity_waits_and_then_finds_it_done(workspac
     first = _start(workspace)
     _until(lambda: calls(workspace) == 1)
     second = _start(workspace)
-    time.sleep(0.3)
+    time.sleep(4)  # time to start and to reach the lock
     assert second.is_alive()
     (workspace.path / "pause").unlink()
-    first.join(20)
-    second.join(20)
+    first.join(60)
+    second.join(60)
     assert (first.exitcode, second.exitcode, calls(workspace)) == (0, 0, 1)
     assert len(workspace.versions("ingest")) == 1
 
