@@ -8,8 +8,8 @@ a fixed order, so beyond the head nearly every position of high entropy is an an
 (0.95 nats, by MOVE_SHARES). ``gives`` hides the steps, ``works`` prints them.
 
 Why so: a small model must learn to follow printed steps within a few million tokens. A move's word begins with the letter of its
-place, so that in a working the letter alone says which words to look for in the head; with the same words at every place the
-copy takes an induction head, which did not form in 5 million tokens. A family has few moves, because with many the state before
+place, so that in a working the letter alone says which words to look for in the head; with the same few words at every place
+the copy was not learnt in 5 million tokens. A family has few moves, because with many the state before
 says nothing about the state after and the look-up is not learnt. Lessons (LESSON_SHARE of the documents, all of train) have few
 moves and print every step: among few words a model finds where to look."""
 
