@@ -1,7 +1,6 @@
 """`rpt run`, `rpt stage`, `rpt benchmark`, `rpt demo`: the commands that make tables."""
 
 import json
-import shutil
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -28,15 +27,16 @@ def chosen_profile(name: str, overrides: dict[str, Any]) -> Profile:
 
 
 def run(
-    profile: Annotated[str, typer.Option("--profile", help="tiny, tiny-science, tiny-ablations, small-gpu, paper-14b, or the path of "
-                                         "your own YAML file.")] = "tiny",
+    profile: Annotated[str, typer.Option("--profile", help="tiny, tiny-science, tiny-ablations, tiny-text, small-gpu, paper-14b, or "
+                                         "the path of your own YAML file.")] = "tiny",
     from_stage: Annotated[str, typer.Option(help="First stage to run; earlier ones are taken as they are committed.")] = "",
     until_stage: Annotated[str, typer.Option(help="Last stage to run.")] = "",
     sets: Sets = [],  # noqa: B006 - typer reads it once
     seed: Annotated[int | None, typer.Option(help="Seed of every stage that draws random numbers.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Run the stages even where their result is committed.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and the batch arithmetic; run nothing.")] = False,
-    results: Annotated[str, typer.Option(help="A study's page of results is copied to this file.")] = "",
+    results: Annotated[str, typer.Option(
+        help="File whose section for this study is written, or replaced, with its page of results.")] = "",
 ) -> None:
     """Run a profile's chain of stages; what is committed already is not run again.
 
@@ -48,9 +48,11 @@ def run(
     if "evaluate" in versions:
         print_summary(workspace, versions)
     if "study" in result:
+        from rpt_core.report.study import place_section
+
         page = Path(result["study"]["folder"]) / "results.md"
         if results:
-            shutil.copyfile(page, results)
+            place_section(Path(results), page.parent.name, page.read_text(encoding="utf-8"))
         out.print(f"{result['study']['runs']} runs; results: {results or page}", markup=False)
 
 

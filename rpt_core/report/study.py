@@ -16,6 +16,7 @@ from rpt_core.evaluation.intervals import bootstrap_mean, seed_difference
 from rpt_core.report.page import TEMPLATES
 from rpt_core.report.sections import part_name
 from rpt_core.report.summary import honesty_summary
+from rpt_core.store.errors import UserError
 from rpt_core.store.files import replacing
 from rpt_core.store.workspace import Workspace
 
@@ -163,12 +164,40 @@ def write_study(folder: Path, results: Mapping[str, Any]) -> None:
         temporary.write_text(study_page(results), encoding="utf-8")
 
 
+def place_section(page: Path, name: str, text: str) -> None:
+    """Put ``text`` as the section of study ``name`` into ``page``: in the place of its earlier one, else at the end."""
+    begin, end = f"<!-- study {name} -->", f"<!-- end of study {name} -->"
+    section = f"{begin}\n{text.strip()}\n{end}"
+    known = page.read_text(encoding="utf-8") if page.exists() else ""
+    before, found, rest = known.partition(begin)
+    _, closed, after = rest.partition(end)
+    if found and not closed:
+        raise UserError(f"{page} has no line {end!r} after {begin!r}; mend it by hand, or name another file.")
+    new = f"{before}{section}{after}" if found else "\n\n".join(filter(None, [known.strip(), section])) + "\n"
+    page.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(page) as temporary:
+        temporary.write_text(new, encoding="utf-8")
+
+
+def side_by_side(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A row per arm, for one table: reasoning before and after reinforcement, the gain, and the gain against standard prediction."""
+    rows = []
+    for arm, found in results.items():
+        said = {(row["part"], row["mode"], row["level"]): row for row in found["accuracy"]}
+        gained = {(row["against"], row["level"]): row for row in found["endpoints"]}
+        rows.append({"arm": arm, "before": said.get(("before", "reasoning", PRIMARY)), "after": said.get((*HEADLINE, PRIMARY)),
+                     "gain": gained.get(("before", PRIMARY)), "over_sft": gained.get(("control.sft", PRIMARY)),
+                     "easy": said.get((*HEADLINE, "easy")), "n": said.get((*HEADLINE, PRIMARY), {}).get("n", [])})
+    return rows
+
+
 def study_page(results: Mapping[str, Any]) -> str:
     """The study as Markdown."""
     environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=False, undefined=StrictUndefined, trim_blocks=True,
                               lstrip_blocks=True)
     environment.filters.update(percent=_percent, points=_points, mean=_mean)
-    return environment.get_template("study.md.j2").render(**results, shown=SHOWN, part_name=part_name, levels=LEVELS, grid=grid)
+    return environment.get_template("study.md.j2").render(**results, shown=SHOWN, part_name=part_name, levels=LEVELS, grid=grid,
+                                                         side_by_side=side_by_side)
 
 
 def grid(rows: Sequence[Mapping[str, Any]], first: str) -> list[tuple[str, str, dict[str, Mapping[str, Any]]]]:

@@ -5,8 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from rpt_core.report.study import StudyRun, study_page, study_results, write_study
+from rpt_core.report.study import StudyRun, place_section, side_by_side, study_page, study_results, write_study
 from rpt_core.store.context import Context
+from rpt_core.store.errors import UserError
 from rpt_core.store.files import digest_json
 from rpt_core.store.tables import Manifest
 from rpt_core.store.workspace import Workspace
@@ -141,3 +142,31 @@ def test_tables_of_the_page_have_as_many_cells_as_columns(results):
                 if not row.startswith("|"):
                     break
                 assert row.count("|") == width, row
+
+
+def test_several_arms_stand_side_by_side_in_one_table(results):
+    rows = {row["arm"]: row for row in side_by_side(results["results"])}
+    assert list(rows) == list(results["results"])
+    for arm, row in rows.items():
+        [gain] = [one for one in results["results"][arm]["endpoints"] if (one["against"], one["level"]) == ("before", "hard")]
+        assert row["gain"] == gain
+        assert row["after"]["estimate"] - row["before"]["estimate"] == pytest.approx(gain["estimate"])
+    page = study_page(results)
+    assert page.count("arm by arm") == 1
+    assert "arm by arm" not in study_page({**results, "results": {"main": results["results"]["main"]}})
+
+
+def test_a_study_replaces_its_own_section_of_a_page_and_no_other(tmp_path):
+    page = tmp_path / "docs" / "results.md"
+    place_section(page, "one", "first\n")
+    place_section(page, "two", "other")
+    place_section(page, "one", "second")
+    assert page.read_text() == ("<!-- study one -->\nsecond\n<!-- end of study one -->\n\n"
+                                "<!-- study two -->\nother\n<!-- end of study two -->\n")
+    page.write_text("By hand.\n\n" + page.read_text())
+    place_section(page, "two", "newer")
+    assert page.read_text().startswith("By hand.\n\n<!-- study one -->\nsecond\n")
+    page.write_text("<!-- study one -->\ncut")
+    with pytest.raises(UserError, match="end of study one"):
+        place_section(page, "one", "third")
+    assert page.read_text() == "<!-- study one -->\ncut"
