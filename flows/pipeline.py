@@ -40,8 +40,8 @@ def pipeline(profile: str = "tiny", overrides: dict[str, Any] = AS_WRITTEN, from
     A profile with a study runs them for each of its arms and seeds, and then writes one page of results.
 
     Args:
-        profile: Name of a packaged profile (tiny, tiny-science, tiny-ablations, tiny-text, small-gpu, paper-14b), or the path of a file that
-            lies within RPT_SOURCES.
+        profile: Name of a packaged profile (tiny, tiny-science, tiny-ablations, tiny-text, small-gpu, paper-14b), or the path of a file
+            that lies within RPT_SOURCES.
         overrides: Settings on top of the profile, as {"stage.setting": value}, e.g. {"select.min_entropy": 1.0, "seed": 7}.
         from_stage: First stage to run; earlier ones are taken as they are committed. Blank = the first of the profile.
         until_stage: Last stage to run. Blank = the last of the profile.
