@@ -18,7 +18,7 @@ from rpt_core.store.stage import Stage
 
 PACKAGED = Path(__file__).parent / "profiles"
 PATH_KEYS = {"sources", "question_sources", "decontaminate_against", "model", "models", "source", "shots_source", "pass_model",
-             "base_model", "traces_file", "template"}
+             "base_model", "traces_file", "template", "verl_python"}
 FILE_ENDINGS = {".jsonl", ".json", ".parquet", ".txt", ".md", ".tex", ".csv", ".gz", ".zst", ".safetensors", ".j2"}
 
 

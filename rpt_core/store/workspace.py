@@ -83,6 +83,8 @@ class Workspace:
 
     def current(self, slot: str) -> str | None:
         """The version the slot's pointer names, or None."""
+        if not SLOT.fullmatch(slot):
+            raise UserError(f"{slot} does not name a slot; `rpt tables` lists them.")
         path = self.path / "pointers" / f"{slot}.json"
         return read_json(path)["version"] if path.exists() else None
 

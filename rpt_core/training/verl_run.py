@@ -17,6 +17,7 @@ from typing import IO, Any
 from rpt_core.store.context import Context
 from rpt_core.store.errors import UserError
 from rpt_core.store.files import read_json, write_json
+from rpt_core.store.sources import resolve_source
 from rpt_core.training.interrupts import terminable
 from rpt_core.training.pretrain_config import PretrainConfig
 from rpt_core.training.verl_export import export
@@ -66,7 +67,10 @@ def mlflow_run(context: Context) -> dict[str, str]:
 
 
 def verl_python(config: PretrainConfig) -> str:
-    """The interpreter that has verl. UserError where it is not there, or has no verl or another one."""
+    """The interpreter that has verl. UserError where it is not there, or has no verl or another one, or where ``config`` names one outside
+    the allowed roots: a form chooses no program, the worker's environment does."""
+    if config.verl_python:
+        resolve_source(config.verl_python)  # as it is named here, because a virtual environment's Python is a link
     python = config.verl_python or os.environ.get(PYTHON) or sys.executable
     code = "from importlib.metadata import version; print(version('verl'))"
     try:

@@ -27,6 +27,7 @@ RETIRED = {"custom_reward_function": "reward.custom_reward_function", "reward_mo
 AVERAGING = {"token": "token-mean", "sequence": "seq-mean-token-mean", "constant": "seq-mean-token-sum-norm"}
 PLAIN = re.compile(r"[A-Za-z_/][\w./:@-]*", re.ASCII)
 WORDS = ("null", "true", "false", "inf", "nan")  # what Hydra takes for something else than text
+OUTSIDE = re.compile(r"[/\\~$]|\.\.|_target_")  # what a value needs to reach a file, an address, a variable or Hydra's instantiation
 VERL_EPS = 1e-6  # fixed in verl's GRPO advantage
 
 
@@ -219,6 +220,9 @@ def own_setting(line: str) -> tuple[str, str]:
     for retired, now in RETIRED.items():
         if plain == retired or plain.startswith(f"{retired}."):
             raise UserError(f"pretrain.verl_settings: {plain} is retired, and verl {VERL} would ignore it without a word; use {now}.")
+    if plain.startswith("hydra.") or "_target_" in plain or OUTSIDE.search(value):
+        raise UserError(f"pretrain.verl_settings: {line} names a file, an address, a variable or an object; a setting here is a number, "
+                        "true, false or a plain word, and files are named by the stage's own settings.")
     return key, value
 
 

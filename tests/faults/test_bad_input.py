@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from flows.cli import sentence_of
-from flows.profile import configure, load_profile, override
+from flows.profile import PATH_KEYS, configure, load_profile, override
+from flows.stages import STAGES
 from rpt_core.store.errors import UserError
 from rpt_core.store.files import sha256_file
 from rpt_core.store.sources import allow_source
@@ -124,6 +125,50 @@ def test_a_source_outside_the_allowed_roots_even_through_a_link(workspace, tmp_p
     (tmp_path / "allowed" / "link.jsonl").symlink_to(outside)
     for path in (outside, tmp_path / "allowed" / "link.jsonl"):
         assert "outside the allowed roots" in refused(workspace, "ingest", sources=[str(path)])
+
+
+# Every setting that may name a file, with what else the stage needs to look at it; {model} is a sound model folder in the allowed roots.
+NAMES_A_FILE = [
+    ("ingest", "sources", {}), ("ingest", "question_sources", {}), ("ingest", "decontaminate_against", {}), ("score.filter", "model", {}),
+    ("warmstart", "model", {}), ("warmstart", "template", {}), ("warmstart", "traces_file", {"traces": "file"}),
+    ("pretrain", "model", {}), ("pretrain", "template", {"model": "{model}"}),
+    ("pretrain", "verl_python", {"model": "{model}", "backend": "verl"}), ("control.ntp", "model", {}),
+    ("evaluate", "model", {}), ("evaluate", "models", {}), ("evaluate", "template", {}),
+    ("finetune.base", "model", {}), ("finetune.base", "pass_model", {"model": "{model}", "hard_by": "model"}),
+    ("benchmark", "model", {}), ("benchmark", "source", {"benchmark": "mine"}), ("benchmark", "shots_source", {"shots": 1}),
+]
+# Settings that are text and name no file: devices, addresses, names of fields and data, words; verl's own are checked one by one.
+NAMES_NO_FILE = {"device", "ray_address", "rendezvous", "verl_address", "verl_settings", "text_template", "question_pass_rate", "benchmark",
+                 "split", "shots_subject", "title"}
+
+
+@pytest.mark.parametrize(("slot", "key", "needed"), NAMES_A_FILE, ids=lambda value: value if isinstance(value, str) else "")
+def test_no_setting_makes_a_stage_read_outside_the_allowed_roots(workspace, chain, tmp_path, slot, key, needed):
+    model = shutil.copytree(next((chain.path / "versions" / "bootstrap").glob("*/files/*")), tmp_path / "allowed" / "model")
+    outside = shutil.copytree(model, tmp_path / "elsewhere")  # sound in itself: only its place is wrong
+    needed = {name: value.format(model=model) if isinstance(value, str) else value for name, value in needed.items()}
+    listed = configure(load_profile(PROFILE), slot)[1].model_dump()[key] == []
+    for path in (str(outside), "/etc/hostname", f"{tmp_path}/allowed/../elsewhere", "/proc/self/environ"):
+        assert "outside the allowed roots" in refused(workspace, slot, **needed, **{key: [path] if listed else path})
+
+
+def test_every_setting_that_is_text_is_known_to_name_a_file_or_none():
+    found = {(name, key) for name, stage in STAGES.items() for key, field in stage.config.model_fields.items()
+             if field.annotation in (str, list[str])}
+    files = {(slot.partition(".")[0], key) for slot, key, _ in NAMES_A_FILE}
+    assert {key for _, key in files} | {"base_model"} == PATH_KEYS
+    assert {pair for pair in found - files if pair[1] not in NAMES_NO_FILE} == {("finetune", "source")}  # the name of a question set
+
+
+@pytest.mark.parametrize("reference", ["control./../../../outside", "control.ntp/../../../outside", "control.ntp@../../../../outside-1",
+                                       "control.x/../../outside@0123456789abcdef-1", "bootstrap@../../outside"])
+def test_no_input_reference_leaves_the_workspace(workspace, reference):
+    for folder in (workspace.path.parent, workspace.path):  # what a traversal would find
+        (folder / "outside.json").write_text('{"version": "0123456789abcdef-1"}')
+    for name in ("control.", "control.ntp", "control.x"):
+        (workspace.path / "pointers" / name).mkdir()
+    with pytest.raises(UserError, match=r"does not name a|comes from"):
+        execute(*configure(load_profile(PROFILE), "evaluate"), workspace, {"trained": reference})
 
 
 def test_a_full_disk_loses_nothing_and_the_same_command_goes_on_when_there_is_room(chain, tmp_path):

@@ -133,6 +133,12 @@ def test_dynamic_sampling_begins_with_a_launch_of_its_own(world):
     ({"verl_settings": ["+reward_model.enable=true"]}, "reward_model.enable is retired"),
     ({"verl_settings": ["algorithm.filter_groups.max_num_gen_batches=3"]}, "verl's filtering has no bound"),
     ({"verl_settings": ["trainer.nnodes"]}, "is not of the form key=value"),
+    ({"verl_settings": ["reward.custom_reward_function.path=/tmp/mine.py"]}, "names a file, an address"),
+    ({"verl_settings": ["trainer.default_local_dir=/tmp/elsewhere"]}, "names a file, an address"),
+    ({"verl_settings": ["trainer.default_local_dir=../elsewhere"]}, "names a file, an address"),
+    ({"verl_settings": ["trainer.project_name=${oc.env:HF_TOKEN}"]}, "names a file, an address"),
+    ({"verl_settings": ["hydra.run.dir=elsewhere"]}, "names a file, an address"),
+    ({"verl_settings": ["+reward.x={_target_: os.system}"]}, "names a file, an address"),
 ])
 def test_what_verl_would_do_otherwise_is_refused(tmp_path, changes, sentence):
     with pytest.raises(UserError) as refused:
@@ -148,10 +154,14 @@ def test_a_folder_that_verl_would_read_as_a_pattern_is_refused(tmp_path):
 def test_a_python_without_verl_or_with_none_there_is_named(tmp_path, monkeypatch):
     from rpt_core.training.verl_run import verl_python
 
+    monkeypatch.setenv("RPT_VERL_PYTHON", str(tmp_path / "none"))
     with pytest.raises(UserError, match="cannot be run"):
-        verl_python(small(verl_python=str(tmp_path / "none")))
-    monkeypatch.delenv("RPT_VERL_PYTHON", raising=False)
+        verl_python(small())
+    monkeypatch.delenv("RPT_VERL_PYTHON")
     bare = tmp_path / "python"
+    with pytest.raises(UserError, match="outside the allowed roots"):  # a form chooses no program
+        verl_python(small(verl_python="/bin/sh"))
+    monkeypatch.setenv("RPT_SOURCES", str(tmp_path))
     bare.write_text("#!/bin/sh\nexit 1\n")
     bare.chmod(0o755)
     with pytest.raises(UserError, match="has no verl, which needs an environment of its own"):

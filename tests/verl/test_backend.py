@@ -16,6 +16,7 @@ import pytest
 
 from rpt_core.store.events import read_events
 from rpt_core.store.maintenance import verify
+from rpt_core.store.sources import allow_source
 from rpt_core.store.stage import execute
 from rpt_core.tokens.models import load_causal_lm
 from rpt_core.training.checkpoints import checkpoint_id, weights_digest
@@ -39,6 +40,7 @@ def proxy(tmp_path_factory, verl_python):
     path = tmp_path_factory.mktemp("proxy") / "python"
     path.write_text(PROXY.format(python=shlex.quote(verl_python), stand_in=shlex.quote(str(HERE / "stand_in.py"))))
     path.chmod(0o755)
+    allow_source(path)
     return path
 
 
