@@ -111,7 +111,8 @@ def start_all(workspace: Workspace, prefect_port: int, mlflow_port: int, pool: s
     prefect_port, mlflow_port = free_port(prefect_port), free_port(mlflow_port)
     api, mlflow = f"http://127.0.0.1:{prefect_port}/api", f"http://127.0.0.1:{mlflow_port}"
     environment = {**os.environ, **prefect_settings(home), "RPT_HOME": str(workspace.path), "PREFECT_API_URL": api,
-                   "MLFLOW_DISABLE_TELEMETRY": "true"}
+                   "MLFLOW_DISABLE_TELEMETRY": "true",
+                   "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # eight processes for jobs that a pipeline never sends
     services: list[Service] = []
     try:
         python, local = [sys.executable, "-m"], ["--host", "127.0.0.1", "--port"]
