@@ -4,6 +4,7 @@ A run's process says every three minutes that it lives (Prefect's flow-run heart
 else would end the run: it would stay Running for ever."""
 
 from datetime import timedelta
+from typing import Any
 
 from prefect.blocks.webhook import Webhook
 from prefect.client.orchestration import SyncPrefectClient, get_client
@@ -41,7 +42,7 @@ def failure_automation(block: object) -> AutomationCore:
     """A run of ours that ends Failed (``Refused`` too) or Crashed is posted to the webhook as JSON."""
     trigger = EventTrigger(match=RUN, match_related=OURS, posture=Posture.Reactive, threshold=1, within=timedelta(0),  # type: ignore[arg-type]
                            for_each={"prefect.resource.id"},
-                           expect={"prefect.flow-run.Failed", "prefect.flow-run.Crashed", "prefect.flow-run.Refused"})
+                           expect={f"prefect.flow-run.{end}" for end in ("Failed", "Crashed", "Refused", "TimedOut")})
     return AutomationCore(name=FAILURE, description="Failed and crashed runs are posted to the webhook block rpt-failures.",
                           trigger=trigger, actions=[CallWebhook(block_document_id=block, payload=PAYLOAD)])  # type: ignore[arg-type]
 
@@ -58,7 +59,19 @@ def create_automations(webhook: str) -> list[str]:
 
 
 def put(client: SyncPrefectClient, automation: AutomationCore) -> None:
-    """Create it, or renew the one of its name."""
-    for known in client.read_automations_by_name(automation.name):
-        client.delete_automation(known.id)
-    client.create_automation(automation)
+    """Create it, or change the one of its name where it says something else. One that says the same stays: with it would go what it
+    waits for, the end of runs that are dead already."""
+    known = client.read_automations_by_name(automation.name)
+    for twice in known[1:]:
+        client.delete_automation(twice.id)
+    if not known:
+        client.create_automation(automation)
+    elif without_ids(known[0]) != without_ids(automation):
+        client.update_automation(known[0].id, automation.model_copy(update={"enabled": known[0].enabled}))
+
+
+def without_ids(automation: AutomationCore) -> dict[str, Any]:
+    """What an automation does, and neither its ids nor whether someone switched it off."""
+    trigger = automation.trigger.model_dump(mode="json", exclude={"id"})
+    actions = [action.model_dump(mode="json", exclude={"id"}) for action in automation.actions]
+    return {"description": automation.description, "trigger": trigger, "actions": actions}

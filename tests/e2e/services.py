@@ -21,6 +21,7 @@ import yaml
 
 from flows.server import free_port
 from rpt_core.store.workspace import Workspace
+from tests.e2e.stack import PATIENCE, descendants, signal_process
 
 ROOT = Path(__file__).parents[2]
 COMPOSE = yaml.safe_load((ROOT / "docker" / "compose.yaml").read_text())["services"]
@@ -51,6 +52,7 @@ class Services:
         self.extra = {"RPT_SOURCES": str(ROOT / "tests" / "faults"), **(extra or {})}
         self._data = Path(tempfile.mkdtemp(prefix="rpt-postgres-"))  # not below ``folder``, which Postgres' own user may not enter
         self.running: dict[str, subprocess.Popen[bytes]] = {}
+        self.restarted: list[str] = []  # services that ended by themselves
 
     # --- what compose.yaml says, for this machine -----------------------------------------------------------------------
 
@@ -94,10 +96,12 @@ class Services:
             command, environment = self._postgres()
         else:
             command, environment = [self._here(part) for part in COMPOSE[name]["command"]], self.environment(name)
+            if "--workers" in command:  # one is enough for a test, and starts in half the time
+                command[command.index("--workers") + 1] = "1"
         user: dict[str, Any] = {"user": "postgres", "group": "postgres"} if name == "postgres" and os.getuid() == 0 else {}
         with open(self.folder / f"{name}.log", "ab") as log:
             self.running[name] = subprocess.Popen(command, env=environment, cwd="/", stdout=log, stderr=log, start_new_session=True, **user)
-        self.wait_for(lambda: self.healthy(name), f"the health of {name}", 120)
+        self.wait_for(lambda: self.healthy(name), f"the health of {name}", PATIENCE)
 
     def healthy(self, name: str) -> bool:
         """The health check of compose.yaml, from this process."""
@@ -135,20 +139,22 @@ class Services:
 
     def one_shot(self, name: str) -> None:
         done = subprocess.run([self._here(part) for part in COMPOSE[name]["command"]], env=self.environment(name), cwd="/", text=True,
-                              capture_output=True, timeout=240)
+                              capture_output=True, timeout=PATIENCE)
         assert done.returncode == 0, done.stdout + done.stderr
 
     def kill(self, name: str) -> None:
         """SIGKILL to the service and everything below it: the machine it runs on is gone."""
-        from tests.e2e.stack import descendants
-
         process = self.running.pop(name)
         for pid in [*descendants(process.pid), process.pid]:
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
+            signal_process(pid, signal.SIGKILL)
         process.wait()
+
+    def tend(self) -> None:
+        """The restart policy of compose.yaml (unless-stopped): a service that ended by itself is started again."""
+        for name, process in list(self.running.items()):
+            if process.poll() is not None:
+                self.restarted.append(name)
+                self.start(name)
 
     def stop(self) -> None:
         for name in ("worker", "mlflow", "prefect", "postgres"):
@@ -181,9 +187,14 @@ class Services:
     def state(self, run: str) -> dict[str, Any]:
         return self.get(f"/flow_runs/{run}")["state"]
 
-    def ended(self, run: str, seconds: float = 300) -> dict[str, Any]:
+    def ended(self, run: str, seconds: float = PATIENCE) -> dict[str, Any]:
         """The run's state once it has ended."""
-        return self.wait_for(lambda: (state := self.state(run))["type"] in ENDED and state, "the end of the run", seconds)
+        def found() -> dict[str, Any] | None:
+            self.tend()
+            state = self.state(run)
+            return state if state["type"] in ENDED else None
+
+        return self.wait_for(found, "the end of the run", seconds)
 
     @staticmethod
     def wait_for(what: Callable[[], Any], name: str, seconds: float) -> Any:
@@ -195,5 +206,5 @@ class Services:
                 found = None
             if found:
                 return found
-            time.sleep(0.05)
+            time.sleep(0.2)
         raise AssertionError(f"{name} did not come within {seconds:.0f} s")

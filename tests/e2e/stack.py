@@ -9,14 +9,18 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from flows.server import free_port, prefect_settings
 from rpt_core.store.workspace import Workspace
 
 ROOT = Path(__file__).parents[2]
+PATIENCE = 900.0  # seconds for what a free machine does in one or ten: these tests are not about the clock
 TERMINAL = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 
 
@@ -54,7 +58,7 @@ class Stack:
 
     def command(self, *arguments: str) -> str:
         done = subprocess.run([sys.executable, "-m", *arguments], env=self.environment, cwd=self.folder, capture_output=True, text=True,
-                              timeout=240)
+                              timeout=PATIENCE)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
@@ -68,7 +72,7 @@ class Stack:
     def patch(self, path: str, body: dict) -> None:
         self.get(path, body, "PATCH")
 
-    def wait_for(self, what: Callable[[], Any], name: str, seconds: float = 240.0) -> Any:
+    def wait_for(self, what: Callable[[], Any], name: str, seconds: float = PATIENCE) -> Any:
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             try:
@@ -89,7 +93,7 @@ class Stack:
         deployment = self.get(f"/deployments/name/{name}/{name}")
         return self.get(f"/deployments/{deployment['id']}/create_flow_run", {"parameters": parameters})["id"]
 
-    def ended(self, run_id: str, seconds: float = 240.0) -> dict:
+    def ended(self, run_id: str, seconds: float = PATIENCE) -> dict:
         """The flow run once it has ended."""
         def found() -> dict | None:
             run = self.get(f"/flow_runs/{run_id}")
@@ -148,13 +152,13 @@ class Webhook:
 
 def descendants(pid: int) -> set[int]:
     """Every process below ``pid``, sessions of their own included."""
-    parents = {}
-    for line in subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True).stdout.splitlines():
-        child, parent = map(int, line.split())
-        parents.setdefault(parent, []).append(child)
-    found, waiting = set(), [pid]
-    while waiting:
-        new = [child for child in parents.get(waiting.pop(), []) if child not in found]
-        found.update(new)
-        waiting += new
-    return found
+    try:
+        return {child.pid for child in psutil.Process(pid).children(recursive=True)}
+    except psutil.NoSuchProcess:
+        return set()
+
+
+def signal_process(pid: int, sign: int) -> None:
+    """Send a signal to a process that may have ended meanwhile."""
+    with suppress(ProcessLookupError):
+        os.kill(pid, sign)

@@ -9,7 +9,7 @@ import pytest
 from tests.e2e.chain import PROFILE
 from tests.e2e.services import Services, postgres_programs
 
-pytestmark = [pytest.mark.full, pytest.mark.xdist_group("services"),
+pytestmark = [pytest.mark.full, pytest.mark.timeout(3600), pytest.mark.xdist_group("services"),
               pytest.mark.skipif(postgres_programs() is None, reason="Postgres is not installed (apt-get install postgresql)")]
 TOKEN = "hf_secretTokenOfATest0123456789"
 S3_KEY = "s3SecretKeyOfATest9876543210"
@@ -31,7 +31,7 @@ def services(tmp_path_factory):
 def finished(services) -> str:
     """A pipeline that ran through the services."""
     run = services.start_run("pipeline", {"profile": PROFILE, "overrides": {"pretrain.steps": 4}, "until_stage": "pretrain"})
-    state = services.ended(run, 600)
+    state = services.ended(run)
     assert state["type"] == "COMPLETED", state["message"] + (services.folder / "worker.log").read_text()[-3000:]
     return run
 

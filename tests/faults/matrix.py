@@ -3,16 +3,20 @@
     python -m tests.faults.matrix --folder /tmp/matrix [--component mlflow] [--stage select …] [--minutes 14]
 
 Postgres, Prefect server, MLflow server and worker run as docker/compose.yaml says (tests/e2e/services.py). A stage is started through its
-deployment, the component is killed with SIGKILL when half of the stage's time is over, and started again. The cell is green when the
-stage then ends, on its own or after one further run, with the content of an undisturbed run, once in MLflow, and no run stays Running.
+deployment; its processes are held still (SIGSTOP) when it is at work, so that a short stage is not over before the kill; the component is
+killed with SIGKILL, the stage goes on, and the component is started again. The cell is green when the stage then ends, on its own or
+after one further run, with the content of an undisturbed run, once in MLflow; a run that died with its worker must end Crashed.
 Results are added to benchmarks/results/fault_matrix.json, from which docs/reliability.md has its table."""
 
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,8 +24,12 @@ from urllib.parse import urlencode
 
 from flows.profile import configure, load_profile
 from rpt_core.store.events import read_events
+from rpt_core.store.files import write_json
+from rpt_core.store.locks import lock
 from rpt_core.store.workspace import Workspace
-from tests.e2e.services import ROOT, Services
+from tasks.tracking import Tracking
+from tests.e2e.services import ENDED, ROOT, Services
+from tests.e2e.stack import PATIENCE, descendants, signal_process
 
 PROFILE = str(Path(__file__).with_name("micro.yaml"))
 COMPONENTS = {"worker": "worker", "prefect": "Prefect server", "postgres": "Postgres", "mlflow": "MLflow server"}
@@ -59,56 +67,107 @@ def inputs_of(reference: Workspace, workspace: Workspace, slot: str) -> dict[str
     """The inputs of the undisturbed run, as the versions of the same slots here."""
     version = reference.current(slot)
     assert version
-    found: dict[str, str] = {}
-    for role, entries in reference.manifest(slot, version).inputs.items():
-        named = [f"{entry['slot']}@{workspace.current(entry['slot'])}" for entry in entries if "slot" in entry]
-        if named or not entries:
-            found[role] = ",".join(named) or "none"
+    stage, config = configure(load_profile(PROFILE), slot)
+    used, found = reference.manifest(slot, version).inputs, {}
+    for read in stage.inputs(config):
+        found[read.role] = ",".join(f"{entry['slot']}@{workspace.current(entry['slot'])}" for entry in used[read.role]) or "none"
     return found
 
 
-def at_work(workspace: Workspace, slot: str) -> bool:
+def begun(workspace: Workspace, slot: str) -> Path | None:
+    """Folder of the slot's version that is being made."""
+    return next((folder for found, folder in workspace.running() if found == slot and (folder / "events.jsonl").exists()), None)
+
+
+def at_work(folder: Path) -> bool:
     """Whether the stage has said more than that it begins, or finished a shard or file."""
-    for found, folder in workspace.running():
-        if found == slot:
-            said = any(event["type"] != "attempt" for event in read_events(folder / "events.jsonl"))
-            return said or any((folder / "tables").glob("*/*")) or any((folder / "files").rglob("*"))
-    return False
+    said = any(event["type"] != "attempt" for event in read_events(folder / "events.jsonl"))
+    return said or any((folder / "tables").glob("*/*")) or any((folder / "files").rglob("*"))
 
 
-def cell(services: Services, reference: Workspace, slot: str, component: str) -> dict[str, Any]:
-    """Run one cell: {outcome, note, seconds}."""
-    begun, workspace = time.monotonic(), services.workspace
+def patience(reference: Workspace, slot: str) -> float | None:
+    """Seconds from a stage's first word to the kill, a third of what it took undisturbed, at most 15; None for a stage that says nothing
+    before its end, which is killed as soon as it has begun."""
+    version = reference.current(slot)
+    assert version
+    said = [event["time"] for event in read_events(reference.version_folder(slot, version) / "events.jsonl") if event["type"] != "attempt"]
+    return min((said[-1] - said[0]) / 3, 15.0) if len(said) > 1 else None
+
+
+def hold(services: Services, run: str, slot: str, wait: float | None, seconds: float = PATIENCE) -> str:
+    """Wait until the stage is at its work (with ``wait`` None: has begun), ``wait`` seconds longer, and hold the run's processes still
+    with SIGSTOP. Returns "work", or "begin", or "" where the stage was committed first."""
+    worker, end, folder, runs = services.running["worker"].pid, time.monotonic() + seconds, None, set()
+    looked = 0.0
+    while time.monotonic() < end:
+        if time.monotonic() - looked > 0.5:
+            runs, looked = descendants(worker), time.monotonic()
+            state = services.state(run)
+            assert state["type"] not in ENDED - {"COMPLETED"}, f"{slot}: {state['message']}"
+        folder = folder or begun(services.workspace, slot)
+        if folder and (folder / "manifest.json").exists():
+            return ""
+        if folder and (wait is None or at_work(folder)):
+            time.sleep(wait or 0.0)
+            for pid in [*runs, *(descendants(worker) - runs)]:  # those known first: a short stage is over soon
+                signal_process(pid, signal.SIGSTOP)
+            if not (folder / "manifest.json").exists():
+                return "work" if at_work(folder) else "begin"
+            thaw(services)
+            return ""
+        time.sleep(0.005)
+    raise AssertionError(f"{slot} was not begun within {seconds:.0f} s")
+
+
+def thaw(services: Services) -> None:
+    """Let the runs go on that ``hold`` held still, where their worker lives."""
+    if "worker" in services.running:
+        for pid in descendants(services.running["worker"].pid):
+            signal_process(pid, signal.SIGCONT)
+
+
+def cell(services: Services, reference: Workspace, slot: str, component: str, force: bool) -> dict[str, Any]:
+    """Run one cell: {outcome, note, at, seconds, and for a killed worker the id of the run that died with it}."""
+    start, workspace = time.monotonic(), services.workspace
     stage = slot.partition(".")[0]
-    expected = reference.manifest(slot, reference.current(slot) or "").seconds
-    parameters = {"config": settings(slot), "inputs": inputs_of(reference, workspace, slot)}
+    parameters = {"config": settings(slot), "inputs": inputs_of(reference, workspace, slot), "force": force}
     run = services.start_run(stage, parameters)
-    services.wait_for(lambda: at_work(workspace, slot) or workspace.current(slot), "the stage's first word", 120)
-    if expected > 2:  # a shorter stage is killed at its first word
-        time.sleep(min(0.4 * expected, 15.0))
-    if workspace.current(slot):
-        return {"outcome": "missed", "note": "committed before the kill", "seconds": round(time.monotonic() - begun, 1)}
+    at = hold(services, run, slot, patience(reference, slot))
+    if not at:  # it was over before it could be held: made once more, and held at its beginning
+        services.ended(run)
+        parameters["force"] = True
+        run = services.start_run(stage, parameters)
+        at = hold(services, run, slot, None)
+    found: dict[str, Any] = {"outcome": "failed", "at": at}
+    if not at:
+        return {**found, "note": "committed before the kill", "seconds": round(time.monotonic() - start, 1)}
     services.kill(component)
+    thaw(services)
     time.sleep(1.0)
     services.start(component)
-    note = ""
+    notes, before = [], len(services.restarted)
     if component == "worker":  # nobody is left to end that run; the heartbeat automation does
-        note = "run again"
+        found["run"] = run
+        notes.append("run again")
         run = services.start_run(stage, parameters)
-    state = services.ended(run, 300)
+    state = services.ended(run)
     if state["type"] != "COMPLETED":
-        note = f"run again after {state['name']}"
-        state = services.ended(services.start_run(stage, parameters), 300)
-    same = state["type"] == "COMPLETED" and content(workspace, slot) == content(reference, slot)
-    heard = in_mlflow(services, slot) if same else ""
-    outcome = "ok" if same and not heard else "failed"
-    return {"outcome": outcome, "note": "; ".join(filter(None, [note, "" if same else f"other content, {state['name']}", heard])),
-            "seconds": round(time.monotonic() - begun, 1)}
+        notes.append(f"run again after {state['name']}")
+        state = services.ended(services.start_run(stage, parameters))
+    if state["type"] != "COMPLETED":
+        wrong = f"{state['name']}: {state['message']}"
+    elif content(workspace, slot) != content(reference, slot):
+        wrong = "other content"
+    else:
+        wrong = in_mlflow(services, slot)
+    notes += [f"the {COMPONENTS[name]} was started again too" for name in dict.fromkeys(services.restarted[before:])]
+    return {**found, "outcome": "failed" if wrong else "ok", "note": "; ".join(filter(None, [*notes, wrong])),
+            "seconds": round(time.monotonic() - start, 1)}
 
 
 def in_mlflow(services: Services, slot: str) -> str:
     """'' where MLflow holds the version in one finished run with every metric of its events once; else what is wrong."""
-    services_sync(services)
+    sync(services)
     workspace, version = services.workspace, services.workspace.current(slot) or ""
     asked = f"tags.`rpt.version` = '{version}' and tags.`rpt.cached` = 'false' and tags.`rpt.slot` = '{slot}'"
     body = {"experiment_ids": [experiment(services)], "filter": asked}
@@ -133,23 +192,54 @@ def experiment(services: Services) -> str:
     return found["experiment"]["experiment_id"]
 
 
-def services_sync(services: Services) -> None:
-    """`rpt track sync`, as an operator does after an outage."""
-    environment = services.environment("worker")
-    done = subprocess.run([sys.executable, "-m", "flows.cli", "track", "sync"], env=environment, capture_output=True, text=True, cwd="/")
-    assert done.returncode == 0, done.stderr
+def sync(services: Services) -> None:
+    """What `rpt track sync` does, as an operator after an outage. Requests know server and password from the environment."""
+    given = services.environment("worker")
+    os.environ.update({name: value for name, value in given.items() if name.startswith("MLFLOW_")})
+    Tracking(services.workspace).sync()
 
 
-def left_running(services: Services) -> list[str]:
-    """Runs that no end has reached after the heartbeat's patience (three periods of 30 s and the server's own)."""
+def without_end(services: Services) -> list[str]:
+    """Runs that no end has reached after the heartbeat's patience (three periods of 30 s) and the server's own."""
     def names() -> list[str]:
         found = services.get("/flow_runs/filter", {"flow_runs": {"state": {"type": {"any_": ["RUNNING", "PENDING", "CANCELLING"]}}}})
         return [run["name"] for run in found]
 
-    end = time.monotonic() + 150
+    end = time.monotonic() + 240
     while names() and time.monotonic() < end:
         time.sleep(2)
     return names()
+
+
+def column(services: Services, reference: Workspace, component: str, stages: list[str] | None, end: float) -> None:
+    """Every cell of a component that is not green yet, in the order of the chain; then how the runs ended that died with their worker."""
+    dead: dict[str, dict[str, Any]] = {}
+    for slot in load_profile(PROFILE).slots:
+        made, known = services.workspace.current(slot), load_results()["cells"].get(f"{slot} {component}", {})
+        wanted = not stages or slot in stages
+        if made and (known.get("outcome") == "ok" or not wanted):
+            continue
+        if wanted and time.monotonic() > end:
+            break
+        if not wanted:
+            state = services.ended(services.start_run(slot.partition(".")[0], {
+                "config": settings(slot), "inputs": inputs_of(reference, services.workspace, slot)}))
+            assert state["type"] == "COMPLETED", state
+            continue
+        found = cell(services, reference, slot, component, force=made is not None)
+        if "run" in found:
+            dead[slot] = found
+        record(f"{slot} {component}", found)
+        print(slot, component, found, flush=True)
+    left = without_end(services)
+    for slot, found in dead.items():
+        state = services.state(found["run"])
+        found["note"] += f", the dead run {state['name']}"
+        if (state["type"], state["name"]) != ("CRASHED", "Crashed"):
+            found["outcome"] = "failed"
+        record(f"{slot} {component}", found)
+    with recorded() as results:
+        results["left_running"][component] = left
 
 
 def page(results: dict[str, Any]) -> str:
@@ -160,11 +250,13 @@ def page(results: dict[str, Any]) -> str:
         cells = []
         for component in COMPONENTS:
             found = results["cells"].get(f"{slot} {component}")
-            cells.append("not run" if not found else " · ".join(filter(None, [found["outcome"], found["note"]])))
+            early = found["at"] == "begin" if found else False
+            cells.append(" · ".join(filter(None, [found["outcome"], early and "at its beginning", found["note"]])) if found else "not run")
         lines.append(f"| `{slot}` | " + " | ".join(cells) + " |")
     ran = list(results["cells"].values())
     green, missing = sum(entry["outcome"] == "ok" for entry in ran), len(slots) * len(COMPONENTS) - len(ran)
-    left = ", ".join(results["left_running"]) or ("none" if ran else "not looked at")
+    left = ", ".join(name for names in results["left_running"].values() for name in names)
+    left = left or ("none" if results["left_running"] else "not looked at")
     lines.append(f"\n{green} of {len(ran)} cells that were run are green; {missing} were not run. Runs left without an end: {left}. "
                  f"Last run: {results['date'] or 'never'}.")
     return "\n".join(lines)
@@ -178,7 +270,23 @@ def write_page(results: dict[str, Any]) -> None:
 
 
 def load_results() -> dict[str, Any]:
-    return json.loads(RESULTS.read_text()) if RESULTS.exists() else {"date": "", "cells": {}, "left_running": []}
+    return json.loads(RESULTS.read_text()) if RESULTS.exists() else {"date": "", "cells": {}, "left_running": {}}
+
+
+@contextmanager
+def recorded() -> Iterator[dict[str, Any]]:
+    """The results, to be changed; two processes may run different components. The page is written with them."""
+    with lock(PAGE):
+        results = load_results()
+        yield results
+        results["date"] = datetime.now(UTC).date().isoformat()
+        write_json(RESULTS, results)
+        write_page(results)
+
+
+def record(name: str, found: dict[str, Any]) -> None:
+    with recorded() as results:
+        results["cells"][name] = {key: value for key, value in found.items() if key != "run"}
 
 
 def main() -> int:
@@ -191,31 +299,15 @@ def main() -> int:
     given.folder.mkdir(parents=True, exist_ok=True)
     end = time.monotonic() + 60 * given.minutes
     reference = undisturbed(given.folder)
-    results = load_results()
     for component in given.component or list(COMPONENTS):
         services = Services(given.folder / component, ENVIRONMENT)
         try:
             services.up()
-            for slot in load_profile(PROFILE).slots:
-                if time.monotonic() > end:
-                    break
-                if services.workspace.current(slot):
-                    continue
-                if given.stage and slot not in given.stage:
-                    state = services.ended(services.start_run(slot.partition(".")[0], {
-                        "config": settings(slot), "inputs": inputs_of(reference, services.workspace, slot)}))
-                    assert state["type"] == "COMPLETED", state
-                    continue
-                found = results["cells"][f"{slot} {component}"] = cell(services, reference, slot, component)
-                print(slot, component, found, flush=True)
-                results["date"] = datetime.now(UTC).date().isoformat()
-                RESULTS.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n")
-            results["left_running"] = sorted({*results["left_running"], *left_running(services)})
+            column(services, reference, component, given.stage, end)
         finally:
             services.stop()
-        RESULTS.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n")
-        write_page(results)
-    return int(any(entry["outcome"] == "failed" for entry in results["cells"].values()) or bool(results["left_running"]))
+    results = load_results()
+    return int(any(entry["outcome"] == "failed" for entry in results["cells"].values()) or any(results["left_running"].values()))
 
 
 if __name__ == "__main__":

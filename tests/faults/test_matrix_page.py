@@ -11,8 +11,8 @@ def test_the_page_shows_the_recorded_results():
 
 
 def test_a_cell_without_a_run_is_not_green():
-    results = {"date": "2026-01-01", "left_running": [], "cells": {"select mlflow": {"outcome": "ok", "note": "", "seconds": 1.0},
-                                                                 "select worker": {"outcome": "failed", "note": "x", "seconds": 1.0}}}
+    results = {"date": "2026-01-01", "left_running": {}, "cells": {"select mlflow": {"outcome": "ok", "at": "work", "note": ""},
+                                                                 "select worker": {"outcome": "failed", "at": "work", "note": "x"}}}
     text = matrix.page(results)
     (line,) = [line for line in text.splitlines() if line.startswith("| `select` |")]
     assert line == "| `select` | failed · x | not run | not run | ok |"
