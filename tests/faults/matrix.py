@@ -40,12 +40,12 @@ ENVIRONMENT = {"RPT_GPU_LIMIT": ""}  # a killed machine's slot is free after a m
 
 
 def content(workspace: Workspace, slot: str) -> tuple[dict[str, str], dict[str, str]]:
-    """Digests of a slot's tables, and of its weights, of the current version."""
+    """Digests of a slot's tables and of its weights, of the current version; other files, such as the report's pages, by name."""
     version = workspace.current(slot)
     assert version, f"{slot} has no version"
     manifest = workspace.manifest(slot, version)
     tables = {name: workspace.table(slot, version, name).digest for name in manifest.tables}
-    return tables, {name: file["sha256"] for name, file in manifest.files.items() if name.endswith(".safetensors")}
+    return tables, {name: file["sha256"] if name.endswith(".safetensors") else "" for name, file in manifest.files.items()}
 
 
 def undisturbed(folder: Path) -> Workspace:
