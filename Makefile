@@ -25,10 +25,11 @@ test: setup
 test-full: setup $(VENV)/.vllm $(VENV)/.ray $(VENV)/oracles/.ready $(VENV)/.docs $(VENV)/.server
 	RPT_TEST_RECORD=benchmarks/results/test-full-$$(date -u +%Y-%m-%d).json $(BIN)/python -m pytest -m "not verl" --timeout 3600
 
-# verl itself, in an environment of its own, and scoring on a Ray cluster of two nodes.
+# verl itself, in an environment of its own, and a Ray cluster of two nodes: scoring, evaluation, one profile on one machine and on it.
 test-verl: setup $(VENV)/.ray $(VENV)/verl/.ready
 	RPT_VERL_PYTHON=$(abspath $(VENV))/verl/bin/python $(BIN)/python -m pytest tests/verl tests/tokens/test_score_ray.py \
-		tests/training/test_verl_export.py --timeout 1200
+		tests/evaluation/test_evaluate_ray.py tests/flows/test_profile_runners.py tests/training/test_verl_export.py \
+		tests/training/test_verl_run.py --timeout 1200
 
 $(VENV)/verl/.ready: $(VENV)/.ready tests/verl/requirements.txt
 	$(PYTHON) -m venv $(VENV)/verl

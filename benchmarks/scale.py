@@ -26,10 +26,8 @@ GPU, PEAK_FLOPS = "H100 SXM, bfloat16", 989e12
 GPU_HOUR, TERABYTE_MONTH = 2.5, 20.0  # dollars
 SCORING, TRAINING, GENERATION = (0.30, 0.60), (0.25, 0.45), (0.03, 0.15)
 
-# Measured here (docs/log.md): Omni-MATH's 2,821 documents at hand and the template `plain_context` in Qwen2's tokens; a row of `tokens`
-# on disk.
+# Measured here (docs/log.md): Omni-MATH's 2,821 documents at hand and the template `plain_context` in Qwen2's tokens.
 DOCUMENT_TOKENS, BYTES_A_TOKEN, MEAN_PREFIX = 417.9, 2.863, 335
-TOKEN_ROW_BYTES = 11.65
 TEMPLATE_TOKENS = 90
 # The paper: 4,428 documents, 1,000 steps of 256 contexts and 8 rollouts; its responses' bound. Others' count of an RPT thought: 872 tokens.
 PAPER_DOCUMENTS, STEPS, CONTEXTS, GROUP, DYNAMIC_FROM = 4428, 1000, 256, 8, 500
@@ -55,6 +53,11 @@ def short(value: float) -> str:
         if value >= size * 0.9995:
             return f"{value / size:.3g}{name}"
     return f"{value:.3g}"
+
+
+def read(name: str) -> dict[str, Any]:
+    """A benchmark's result."""
+    return json.loads((ROOT / "benchmarks/results" / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def scoring_flops(model: Any) -> float:
@@ -91,7 +94,10 @@ def dollars(hours: Range) -> Range:
 
 def report() -> str:
     """The tables of docs/scale.md."""
-    measured = json.loads((ROOT / "benchmarks/results/scoring.json").read_text(encoding="utf-8"))["ratios"]
+    measured = read("scoring")["ratios"]
+    store = read("store")  # rows of `tokens`, half of them by each of two scorers
+    row_bytes = store["ratios"]["bytes_per_token"]
+    select = next(row["cpu_s_median"] for row in store["rows"] if row["name"] == "select") / (store["tokens"] / 2)
     paper_tokens = PAPER_DOCUMENTS * DOCUMENT_TOKENS
     density = STEPS * CONTEXTS / paper_tokens
     shares = ", ".join(f"in {name} {low:.0%} – {high:.0%}" for name, (low, high) in (
@@ -115,8 +121,9 @@ def report() -> str:
         rows.append([f"{response:,}", f"{drawn:.1f}", short(STEPS * CONTEXTS * GROUP * response * drawn),
                      f"{STEPS * CONTEXTS * (drawn * generation + update):.1e}", str(hours), str(dollars(hours))])
     lines += table(["tokens a response", "batches drawn", "rollout tokens", "model FLOPs", "GPU-hours", "dollars"], rows)
-    lines += [f"**Larger corpora**: one copy of `tokens` per scorer at {TOKEN_ROW_BYTES} bytes a token, text at {BYTES_A_TOKEN} bytes "
-              f"a token before compression; every token scored by the proxy, dev and test (assumed 10⁸ tokens at most, a tenth at most) by "
+    lines += [f"**Larger corpora**: one copy of `tokens` per scorer at {row_bytes:.2f} bytes a token and `select` in {1e6 * select:.1f} "
+              f"core-microseconds a token (benchmarks/results/store.json, {store['tokens'] / 1e6:.0f} M rows), text at {BYTES_A_TOKEN} bytes "
+              f"a token before compression, of documents and of responses; every token scored by the proxy, dev and test (assumed 10⁸ tokens at most, a tenth at most) by "
               f"the 14 B model; trained on as densely as the paper ({density:.3f} contexts a token, {THOUGHT} tokens a response) or on the "
               f"paper's {STEPS * CONTEXTS:,} contexts only.", ""]
     rows = []
@@ -125,13 +132,14 @@ def report() -> str:
         scored = gpu_hours(tokens * scoring_flops(PROXY), SCORING)
         graded = gpu_hours(held_out * scoring_flops(POLICY), SCORING)
         scoring = Range(scored.low + graded.low, scored.high + graded.high)
-        stored = (tokens + held_out) * TOKEN_ROW_BYTES + tokens * BYTES_A_TOKEN
+        stored = (tokens + held_out) * row_bytes + tokens * BYTES_A_TOKEN
         dense = run_hours(tokens * density, THOUGHT)
         rows.append([name, str(scoring), str(dollars(scoring)), f"{short(stored)}B", f"{short(stored / 1e12 * TERABYTE_MONTH)}",
-                     short(tokens * density * GROUP * THOUGHT), str(dense), str(dollars(dense)),
+                     short(tokens * select / 3600), short(tokens * density * GROUP * THOUGHT),
+                     f"{short(tokens * density * GROUP * THOUGHT * BYTES_A_TOKEN)}B", str(dense), str(dollars(dense)),
                      f"{100 * STEPS * CONTEXTS / tokens:.2g} %"])
-    lines += table(["tokens", "scoring, GPU-hours", "dollars", "stored", "dollars a month", "rollout tokens, as dense", "GPU-hours",
-                    "dollars", "tokens the paper's run trains on"], rows)
+    lines += table(["tokens", "scoring, GPU-hours", "dollars", "stored", "dollars a month", "`select`, core-hours",
+                    "rollout tokens, as dense", "their text", "GPU-hours", "dollars", "tokens the paper's run trains on"], rows)
     state, checkpoint = 12 * POLICY_PARAMETERS, 4 * POLICY_PARAMETERS
     lines += [f"A 14 B checkpoint is {short(checkpoint)}B (float32), a state to resume from {short(state)}B, of which two stay: the "
               f"paper's run keeps {short(6 * checkpoint + 2 * state)}B."]

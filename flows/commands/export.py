@@ -107,7 +107,12 @@ def verl(
     else:
         start = found.tables["checkpoint"][0]
         model = workspace.path / checkpoint_row(workspace, f"{start.slot}@{start.version}")[0]["uri"]
-    written = write(config, found.tables["documents"][0], found.tables["positions"][0], model, to, mlflow="MLFLOW_RUN_ID" in os.environ)
+    loggers = ["mlflow"] if "MLFLOW_TRACKING_URI" in os.environ else []
+    try:
+        written = write(config, found.tables["documents"][0], found.tables["positions"][0], model, to, loggers=loggers)
+    except BaseException:
+        shutil.rmtree(to, ignore_errors=True)  # so that the corrected command may name it again
+        raise
     out.print(f"{written.train:,} prompts to train on, {written.validation:,} to validate; {written.too_long:,} too long, "
               f"{written.injected:,} spell a control token. Of {written.compared:,} prompts verl's chat cuts {written.retokenised:,} into "
               f"other tokens than the document's own.\nVERL_PYTHON=<python of verl's environment> {to.absolute() / 'launch.sh'}",

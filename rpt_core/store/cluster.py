@@ -18,7 +18,7 @@ logger = logging.getLogger("rpt")
 
 TRIES = 3  # of one job, on as many actors
 ELSEWHERE_SECONDS = 60.0  # a failed job waits so long for another node
-ALONE_SECONDS = 300.0  # without a living actor before the run gives up
+ALONE_SECONDS = 300.0  # without an actor that found room before the run gives up
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class _Job:
 @dataclass
 class _Actor:
     handle: Any
-    node: str = ""  # known once it is ready
+    node: str = ""  # known once it found room there
     job: _Job | None = None
 
 
@@ -70,7 +70,7 @@ class _Pool:
         self.remote = ray.remote(num_cpus=demand.cpus, num_gpus=demand.gpus, max_restarts=0, max_concurrency=1)(_Worker)
         self.arguments = (worker, tuple(arguments))
         self.room = self.lost = 0  # workers to begin with; workers lost since the last job was done
-        self.waiting: dict[Any, _Actor] = {}  # by the reference that is awaited: of being ready, or of a job
+        self.waiting: dict[Any, _Actor] = {}  # by the reference that is awaited: of finding room, of being ready, or of a job
 
     def run(self, jobs: list[_Job]) -> Iterator[tuple[int, Any]]:
         queue, left = deque(jobs), len(jobs)
@@ -95,26 +95,32 @@ class _Pool:
                 self.ray.kill(actor.handle)
 
     def _room(self, jobs: int) -> int:
-        total = self.ray.cluster_resources()
-        there = int(total.get("GPU", 0)) // self.demand.gpus if self.demand.gpus else int(total.get("CPU", 1)) // self.demand.cpus
+        there = sum(self._fit(node["Resources"]) for node in self.ray.nodes() if node["Alive"])
         if not there:
             raise UserError(f"the Ray cluster has no node with {self.demand.cpus} CPUs and {self.demand.gpus} GPUs for a worker.")
         return max(1, min(self.demand.workers or there, there, jobs))
 
+    def _fit(self, node: dict[str, float]) -> int:
+        """Workers that a node with these resources holds."""
+        asked = {"CPU": self.demand.cpus, "GPU": self.demand.gpus}
+        return min(int(node.get(kind, 0)) // number for kind, number in asked.items() if number)
+
     def _start(self) -> None:
         handle = self.remote.remote(*self.arguments)
-        self.waiting[handle.open.remote()] = _Actor(handle)
+        self.waiting[handle.place.remote()] = _Actor(handle)
 
     def _heard(self, reference: Any, queue: deque[_Job]) -> tuple[int, Any] | None:
-        """What an actor has said: that it is ready, or a job's end. (number, result) of a job that is done."""
+        """What an actor has said: where it is, that it is ready, or a job's end. (number, result) of a job that is done."""
         actor = self.waiting.pop(reference)
         job, actor.job = actor.job, None
         done = None
         try:
             value = self.ray.get(reference)
-            if job is None:
+            if not actor.node:
                 actor.node = value
-            else:
+                self.waiting[actor.handle.open.remote()] = actor
+                return None
+            if job:
                 done, self.lost = (job.number, value), 0
         except self.ray.exceptions.RayTaskError as error:
             self._failed(job, actor.node, error.cause if isinstance(error.cause, Exception) else error, queue)
@@ -148,6 +154,9 @@ class _Pool:
         if node:
             job.avoid.add(node)
             job.free_again = time.monotonic() + ELSEWHERE_SECONDS
+        if job.failures >= TRIES and not node:
+            raise UserError(f"job {job.number} was under way on {TRIES} workers of the Ray cluster that were lost, most likely for lack of "
+                            "memory; what is finished is kept.") from error
         if job.failures >= TRIES:
             raise error
         self.tell(f"job {job.number} failed ({type(error).__name__}: {' '.join(str(error).split())[:200]}) and is tried again.")
@@ -158,22 +167,24 @@ class _Worker:
     """Runs in an actor's process."""
 
     def __init__(self, worker: str, arguments: tuple[Any, ...]):
-        self.made, self.node = (worker, arguments), ""
+        self.made: tuple[str, tuple[Any, ...]] = (worker, arguments)
         self.worker: Any = None
 
-    def open(self) -> str:
-        """Make the worker; not in the constructor, whose errors Ray tells as the actor's death. The node's id."""
+    def place(self) -> str:
+        """The id of the node that had room."""
         import ray  # pyright: ignore[reportMissingImports]
 
-        (worker, arguments), self.node = self.made, ray.get_runtime_context().get_node_id()
+        return ray.get_runtime_context().get_node_id()
+
+    def open(self) -> None:
+        """Make the worker, which may take minutes; not in the constructor, whose errors Ray tells as the actor's death."""
+        worker, arguments = self.made
         module, name = worker.split(":")
         self.worker = getattr(importlib.import_module(module), name)(*arguments)
-        return self.node
 
-    def rest(self) -> str:
+    def rest(self) -> None:
         """Nothing to do for a while: a job may yet come back."""
         time.sleep(0.5)
-        return self.node
 
     def work(self, job: Any) -> Any:
         return self.worker.work(job)
@@ -193,6 +204,9 @@ def connected(address: str) -> Iterator[Any]:
         return
     try:
         ray.init(address=address or None, log_to_driver=False, include_dashboard=None if address else False, logging_level=logging.ERROR)
+    except ray.exceptions.AuthenticationError as error:
+        raise UserError(f"the Ray cluster {address or 'of this machine'} takes no connection without its token; set RAY_AUTH_TOKEN or "
+                        f"RAY_AUTH_TOKEN_PATH to what its head has. {str(error).splitlines()[0]}") from None
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise UserError(f"the Ray cluster {address or 'of this machine'} cannot be reached: {str(error).splitlines()[0]}") from None
     try:

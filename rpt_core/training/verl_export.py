@@ -29,7 +29,7 @@ from rpt_core.tokens.bytes import bos_id, ids_to_text, load_tokenizer, token_byt
 from rpt_core.training import verl_score
 from rpt_core.training.checkpoints import copy_tokenizer
 from rpt_core.training.pretrain_config import PretrainConfig
-from rpt_core.training.verl_settings import VERL, Files, arguments, check, phases, settings
+from rpt_core.training.verl_settings import VERL, Files, arguments, check, check_prompts, phases, settings
 
 PLAIN_CHAT = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
 COMPARED = 512  # prompts whose tokens are compared with ours
@@ -58,8 +58,10 @@ class Exported:
 
 
 def export(config: PretrainConfig, documents: Table, positions: Table, model: Path, folder: Path, run: str = "rpt",
-           mlflow: bool = False) -> Exported:
-    """Write ``folder`` (new, or of an earlier attempt at the same run). UserError where verl cannot train this."""
+           loggers: Sequence[str] = ()) -> Exported:
+    """Write ``folder`` (new, or of an earlier attempt at the same run). ``run`` and ``loggers`` as in `verl_settings`. UserError where verl
+    cannot train this."""
+    check(config)
     files = Files(folder.absolute())
     if re.search(r"[*?\[\]{}$]", str(files.folder)):
         raise UserError(f"verl takes {files.folder} for a pattern or a variable; name a folder without any of * ? [ ] {{ }} $.")
@@ -74,10 +76,10 @@ def export(config: PretrainConfig, documents: Table, positions: Table, model: Pa
                       config.horizon_tokens)
     written = {split: prompts.write([row for row in fitting if row["selected"] == split], path)
                for split, path in (("train", files.train), ("dev", files.validation))}
-    check(config, written["train"], written["dev"])
+    check_prompts(config, written["train"], written["dev"])
     write_text(files.reward, reward_source(files))
-    common = settings(config, files, model, written["train"], run, mlflow)
-    stretches = [arguments(common, phase) for phase in phases(config)]
+    common = settings(config, files, model, written["train"], loggers)
+    stretches = [arguments(common, phase, run) for phase in phases(config)]
     write_json(files.arguments, stretches)
     write_text(files.launch, launch_script(stretches))
     files.launch.chmod(0o755)
@@ -201,11 +203,13 @@ def reward_source(files: Files) -> str:
 
 
 def launch_script(stretches: Sequence[Sequence[str]]) -> str:
-    """A shell script that runs verl phase by phase; VERL_PYTHON names the interpreter."""
+    """A shell script that runs verl phase by phase; VERL_PYTHON names the interpreter. The first phase joins the MLflow run of
+    MLFLOW_RUN_ID; one that follows has other parameters, which MLflow refuses in the same run, so it makes a run of its own."""
     lines = ["#!/bin/sh", f"# RPT by verl {VERL}: written by `rpt export verl`. A run that was cut short goes on from its last checkpoint.",
              "set -eu"]
-    for given in stretches:
-        lines.append(" \\\n    ".join(['"${VERL_PYTHON:-python}" -m verl.trainer.main_ppo', *map(shlex.quote, given)]))
+    for number, given in enumerate(stretches):
+        call = f'{"env -u MLFLOW_RUN_ID " if number else ""}"${{VERL_PYTHON:-python}}" -m verl.trainer.main_ppo'
+        lines.append(" \\\n    ".join([call, *map(shlex.quote, given)]))
     return "\n\n".join(lines) + "\n"
 
 

@@ -1,10 +1,12 @@
 """`pretrain.backend: verl`: the exported run launched (here, or by `ray job submit`), followed step by step, and ended with the stage.
 
 verl keeps its own checkpoints in the version's state folder and goes on from the last one, so a stage that was killed launches it again.
-What it has made becomes our tables in `rpt_core.training.verl_results`."""
+Its metrics become events of the stage, and so its MLflow run's. What it has made becomes our tables in `rpt_core.training.verl_results`."""
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,9 +27,13 @@ from rpt_core.training.verl_results import collect, saved_step, steps_dumped
 from rpt_core.training.verl_settings import VERL, Files
 
 PYTHON = "RPT_VERL_PYTHON"
-TRACKING = "RPT_TRACKING_URI"  # of the MLflow that holds the stage's run
 LOOK_SECONDS = 0.5
 STOP_SECONDS = 30.0
+# runs its arguments; its process group ends at once where the writer of its standard input is gone, however that ended
+GUARD = 'exec 3<&0; { read line <&3; kill -KILL 0; } & exec "$@" 3<&- </dev/null'
+# verl's names for what our own trainer measures too
+NAMES = {"critic/score/mean": "reward/mean", "response_length/mean": "response/tokens_mean", "actor/pg_loss": "policy/loss",
+         "actor/grad_norm": "policy/grad_norm", "actor/lr": "policy/lr"}
 COMPOSE = Path(__file__).with_name("verl_compose.py")
 
 
@@ -41,9 +47,8 @@ def work(config: PretrainConfig, context: Context) -> dict[str, Any]:
     python = verl_python(config)
     files = Files(context.state.resolve() / "verl")
     stop_left_over(config, files, python)
-    joined = mlflow_run(context)
     found = export(config, context.table("documents"), context.table("positions"), context.model("checkpoint").path, files.folder,
-                   f"pretrain@{context.manifest.version}", bool(joined))
+                   f"pretrain@{context.manifest.version}", loggers=("file",))
     context.events.message(
         f"verl {VERL}: {found.train} prompts to train on, {found.validation} to validate, {found.too_long} too long, {found.injected} left "
         f"out because they spell a control token; of {found.compared} prompts {found.retokenised} become other tokens in a chat. "
@@ -51,19 +56,13 @@ def work(config: PretrainConfig, context: Context) -> dict[str, Any]:
     compose(python, files)
     if saved_step(files) < config.steps:
         with terminable():
-            launch(config, context, files, python, joined)
+            launch(config, context, files, python)
     if saved_step(files) < config.steps:
         raise VerlFailed(f"verl ended with step {saved_step(files)} of {config.steps} saved (log: {log_path(files)}).")
     context.events.message("verl is done; its checkpoints and rollouts are brought back.")
     return collect(config, context, files, python) | {
         "verl": VERL, "positions": found.train, "positions_too_long": found.too_long, "prompts_injected": found.injected,
         "prompts_compared": found.compared, "prompts_retokenised": found.retokenised}
-
-
-def mlflow_run(context: Context) -> dict[str, str]:
-    """What makes verl log to the stage's own MLflow run; empty where there is none."""
-    run, uri = context.manifest.run_ids.get("mlflow"), os.environ.get(TRACKING)
-    return {"MLFLOW_RUN_ID": run, "MLFLOW_TRACKING_URI": uri} if run and uri else {}
 
 
 def verl_python(config: PretrainConfig) -> str:
@@ -94,27 +93,71 @@ def compose(python: str, files: Files) -> None:
         raise VerlFailed(f"verl's configuration could not be read: {done.stderr.strip().splitlines()[-1]}")
 
 
-def launch(config: PretrainConfig, context: Context, files: Files, python: str, variables: dict[str, str]) -> None:
+def launch(config: PretrainConfig, context: Context, files: Files, python: str) -> None:
     """Run verl until it ends; VerlFailed where it failed. Its process group, or its job on the cluster, ends with this block."""
-    address, submission = config.verl_address, f"rpt-{context.manifest.version}-{context.events.attempt}"
+    address, submission = config.verl_address, f"rpt-{context.manifest.version}-{time.time_ns() // 1_000_000}"
     write_json(job_path(files), {"submission": submission})
-    variables = {"VERL_PYTHON": python, **variables}
+    follower = Follower(config, context, files, files.metrics / submission)
+    variables = {"VERL_PYTHON": python, "VERL_FILE_LOGGER_ROOT": str(follower.metrics)}
     with open(log_path(files), "ab") as log, started(command(files, python, address, submission, variables), variables, log) as process:
-        said = -1
+        said = log.tell()
         try:
             while process.poll() is None:
-                done = steps_dumped(files)
-                if done != said:
-                    context.events.progress(done, config.steps, "steps", "verl")
-                    said = done
+                follower.look()
                 time.sleep(LOOK_SECONDS)
         except BaseException:
             if address:
                 stop_job(python, address, submission)
             raise
+        finally:
+            follower.look()
     if process.returncode:
         raise VerlFailed(f"verl ended with status {process.returncode}, step {saved_step(files)} of {config.steps} saved: "
-                         f"{last_error(files)} (log: {log_path(files)})")
+                         f"{last_error(files, said)} (log: {log_path(files)})")
+
+
+class Follower:
+    """Tells the stage's events what verl has done since the last look. A checkpoint of verl's closes a part, because that is where a
+    resume goes on: MLflow gets the metrics up to there, and what was said of later steps is dropped with them."""
+
+    def __init__(self, config: PretrainConfig, context: Context, files: Files, metrics: Path):
+        self.config, self.context, self.files, self.metrics = config, context, files, metrics
+        self._read: dict[Path, int] = {}  # bytes of the metrics' files, one per phase
+        self._dumped, self._told, self._closed = -1, 0, saved_step(files)
+
+    def look(self) -> None:
+        for path in sorted(self.metrics.glob("*/*.jsonl")):
+            with open(path, "rb") as file:
+                file.seek(self._read.get(path, 0))
+                added = file.read()
+            lines = added[: added.rfind(b"\n") + 1]
+            self._read[path] = self._read.get(path, 0) + len(lines)
+            for line in lines.splitlines():
+                self._metrics(**json.loads(line))
+        if (dumped := steps_dumped(self.files)) != self._dumped:
+            self._dumped = dumped
+            self.context.events.progress(dumped, self.config.steps, "steps", "verl")
+        saved = saved_step(self.files)
+        if self._closed < saved <= self._told:  # verl saves a step before it tells its metrics
+            self._closed = saved
+            drop_superseded(self.files, self.config.milestones, saved)
+            self.context.close_part()
+
+    def _metrics(self, step: int, data: dict[str, Any]) -> None:
+        numbers = {name: value for name, value in data.items() if isinstance(value, int | float)}  # null stands for what is not finite
+        self.context.events.metrics(step, {NAMES.get(name, re.sub(r"[^/\w.\- :]", "_", name)): value for name, value in numbers.items()})
+        self._told = max(self._told, step)
+
+
+def drop_superseded(files: Files, milestones: list[int], saved: int) -> None:
+    """verl resumes from its last checkpoint alone: of those before step ``saved`` only a milestone's weights are needed."""
+    for folder in files.checkpoints.glob("global_step_*"):
+        step = int(folder.name.rpartition("_")[2])
+        if step < saved and step not in milestones:
+            shutil.rmtree(folder)
+        elif step < saved:
+            for path in (folder / "actor").glob("optim_world_size_*"):
+                path.unlink()
 
 
 def command(files: Files, python: str, address: str, submission: str, variables: dict[str, str]) -> list[str]:
@@ -145,9 +188,10 @@ def stop_job(python: str, address: str, submission: str) -> None:
 
 @contextmanager
 def started(arguments: list[str], variables: dict[str, str], log: IO[bytes]) -> Iterator[subprocess.Popen[bytes]]:
-    """A process in a group of its own, which does not outlive the block."""
-    process = subprocess.Popen(arguments, env={**os.environ, **variables}, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                               start_new_session=True)
+    """A process in a group of its own, which outlives neither the block nor this process."""
+    process = subprocess.Popen(["sh", "-c", GUARD, "sh", *arguments], env={**os.environ, **variables}, stdin=subprocess.PIPE, stdout=log,
+                               stderr=log, start_new_session=True)
+    assert process.stdin
     try:
         yield process
     finally:
@@ -155,17 +199,20 @@ def started(arguments: list[str], variables: dict[str, str], log: IO[bytes]) -> 
             os.killpg(process.pid, signal.SIGTERM)
             with suppress(subprocess.TimeoutExpired):
                 process.wait(STOP_SECONDS)
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        process.stdin.close()
 
 
 def log_path(files: Files) -> Path:
     return files.folder / "verl.log"
 
 
-def last_error(files: Files) -> str:
-    """The last line of verl's log that names an error."""
-    lines = log_path(files).read_text(encoding="utf-8", errors="replace").splitlines()
+def last_error(files: Files, begun: int) -> str:
+    """The last line that names an error in verl's log, of what was written behind its first ``begun`` bytes."""
+    with open(log_path(files), "rb") as log:
+        log.seek(begun)
+        lines = log.read().decode("utf-8", "replace").splitlines()
     named = [line for line in lines if "Error" in line and not line.lstrip().startswith("File")]
     return " ".join((named or lines or ["it said nothing"])[-1].split())[:300]

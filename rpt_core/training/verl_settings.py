@@ -24,6 +24,13 @@ RETIRED = {"custom_reward_function": "reward.custom_reward_function", "reward_mo
            "actor_rollout_ref.actor.optim.warmup_style": "actor_rollout_ref.actor.optim.lr_scheduler_type",
            "actor_rollout_ref.actor.ppo_micro_batch_size": "actor_rollout_ref.actor.ppo_max_token_len_per_gpu",
            "data.val_batch_size": "nothing: validation goes to the engine whole"}
+# what the stage reads back or resumes from, by the setting of `pretrain` that it follows
+OWN = {"trainer.total_training_steps": "steps", "trainer.total_epochs": "steps", "trainer.save_freq": "checkpoint_steps",
+       "trainer.n_gpus_per_node": "processes", "trainer.nnodes": "nodes", "data.train_batch_size": "batch_positions",
+       "actor_rollout_ref.rollout.n": "group_size", "algorithm.filter_groups.enable": "dynamic_from_step",
+       **dict.fromkeys(("trainer.default_local_dir", "trainer.rollout_data_dir", "trainer.resume_mode", "trainer.project_name",
+                        "trainer.experiment_name", "data.train_files", "data.val_files", "actor_rollout_ref.model.path",
+                        "actor_rollout_ref.model.tokenizer_path", "reward.custom_reward_function"), "")}
 AVERAGING = {"token": "token-mean", "sequence": "seq-mean-token-mean", "constant": "seq-mean-token-sum-norm"}
 PLAIN = re.compile(r"[A-Za-z_/][\w./:@-]*", re.ASCII)
 WORDS = ("null", "true", "false", "inf", "nan")  # what Hydra takes for something else than text
@@ -72,6 +79,11 @@ class Files:
         return self.folder / "rollouts"
 
     @property
+    def metrics(self) -> Path:
+        """What verl's file logger writes: by launch, project and phase a JSONL file with a line per step."""
+        return self.folder / "metrics"
+
+    @property
     def scored(self) -> Path:
         """What the reward file writes: every response it scored, before any filtering."""
         return self.folder / "scored"
@@ -83,6 +95,7 @@ class Phase:
 
     last_step: int
     filtering: bool
+    number: int = 1
 
 
 def phases(config: PretrainConfig) -> list[Phase]:
@@ -91,13 +104,11 @@ def phases(config: PretrainConfig) -> list[Phase]:
     if begin == 0 or begin > config.steps:
         return [Phase(config.steps, False)]
     before = [Phase(begin - 1, False)] if begin > 1 else []
-    return [*before, Phase(config.steps, True)]
+    return [*before, Phase(config.steps, True, 1 + len(before))]
 
 
-def check(config: PretrainConfig, n_train: int, n_validation: int) -> None:
-    """UserError for a configuration that verl would train otherwise than it says, and for batches that do not come out even.
-
-    n_train, n_validation: prompts in the two files."""
+def check(config: PretrainConfig) -> None:
+    """UserError for a configuration that verl would train otherwise than it says, and for batches that do not come out even."""
     only = {"reward": ("prefix_matching", "the other rewards ask the model or its tokenizer, which verl's reward workers do not have"),
             "truncated": ("train", "verl neither masks nor penalises truncated responses"),
             "engine": ("vllm", "verl rolls out with vLLM"),
@@ -112,6 +123,12 @@ def check(config: PretrainConfig, n_train: int, n_validation: int) -> None:
     if responses % gpus:
         raise UserError(f"{config.batch_positions} contexts of {config.group_size} responses ({responses}) do not divide by {gpus} GPUs; "
                         "set pretrain.batch_positions, group_size, processes or nodes otherwise.")
+    for line in config.verl_settings:
+        own_setting(line)
+
+
+def check_prompts(config: PretrainConfig, n_train: int, n_validation: int) -> None:
+    """UserError where verl could not train on so many prompts, or not validate."""
     if n_train < config.batch_positions:
         raise UserError(f"verl needs at least a batch of prompts: {n_train} are selected for training and pretrain.batch_positions is "
                         f"{config.batch_positions}.")
@@ -119,9 +136,9 @@ def check(config: PretrainConfig, n_train: int, n_validation: int) -> None:
         raise UserError("verl needs a validation file and no position is selected for dev; set select.dev_positions.")
 
 
-def settings(config: PretrainConfig, files: Files, model: Path, n_train: int, run: str = "rpt", mlflow: bool = False) -> dict[str, Any]:
-    """verl's settings that all phases share, by key. ``run`` names the run; with ``mlflow`` verl logs to the run that MLFLOW_RUN_ID and
-    MLFLOW_TRACKING_URI name where it is started. ``verl_settings`` come last and so win; UserError where one is retired or unreadable."""
+def settings(config: PretrainConfig, files: Files, model: Path, n_train: int, loggers: Sequence[str] = ()) -> dict[str, Any]:
+    """verl's settings that all phases share, by key. ``loggers`` beside the console: file (under VERL_FILE_LOGGER_ROOT), mlflow (the run
+    that MLFLOW_RUN_ID and MLFLOW_TRACKING_URI name). ``verl_settings`` come last and so win."""
     longest = config.max_prompt_tokens + config.max_response_tokens
     actor, rollout, reward = "actor_rollout_ref.actor", "actor_rollout_ref.rollout", "reward"
     steps_per_epoch = n_train // config.batch_positions
@@ -149,6 +166,7 @@ def settings(config: PretrainConfig, files: Files, model: Path, n_train: int, ru
         "actor_rollout_ref.model.tokenizer_path": str(files.tokenizer),
         "actor_rollout_ref.model.enable_gradient_checkpointing": config.gradient_checkpointing,
         "actor_rollout_ref.model.trust_remote_code": False,
+        f"{actor}.strategy": "fsdp2",  # as the local trainer; verl's default is the older FSDP
         f"{actor}.ppo_mini_batch_size": config.batch_positions,  # one update a step: exactly on-policy
         f"{actor}.ppo_epochs": 1,
         f"{actor}.use_dynamic_bsz": True,
@@ -196,8 +214,7 @@ def settings(config: PretrainConfig, files: Files, model: Path, n_train: int, ru
         "trainer.rollout_data_dir": str(files.rollouts),
         "hydra.run.dir": str(files.folder / "hydra"),  # else it writes where it is started
         "trainer.project_name": "rpt",
-        "trainer.experiment_name": run,
-        "trainer.logger": ["console", "mlflow"] if mlflow else ["console"],
+        "trainer.logger": ["console", *loggers],
     }
     for line in config.verl_settings:
         key, value = own_setting(line)
@@ -211,7 +228,8 @@ class RawValue(str):
 
 
 def own_setting(line: str) -> tuple[str, str]:
-    """``key=value`` as the user wrote it. UserError where it is not of that form, or the key is one that verl takes and ignores."""
+    """``key=value`` as the user wrote it. UserError where it is not of that form, the key is one that verl takes and ignores, or one that
+    the stage itself must know."""
     key, equals, value = line.partition("=")
     key = key.strip()
     if not equals or not key:
@@ -220,15 +238,20 @@ def own_setting(line: str) -> tuple[str, str]:
     for retired, now in RETIRED.items():
         if plain == retired or plain.startswith(f"{retired}."):
             raise UserError(f"pretrain.verl_settings: {plain} is retired, and verl {VERL} would ignore it without a word; use {now}.")
+    for ours, setting in OWN.items():
+        if plain == ours or plain.startswith(f"{ours}."):
+            raise UserError(f"pretrain.verl_settings: {plain} is set by this stage, which goes on from what it says"
+                            + (f"; set pretrain.{setting}." if setting else "."))
     if plain.startswith("hydra.") or "_target_" in plain or OUTSIDE.search(value):
         raise UserError(f"pretrain.verl_settings: {line} names a file, an address, a variable or an object; a setting here is a number, "
                         "true, false or a plain word, and files are named by the stage's own settings.")
     return key, value
 
 
-def arguments(found: dict[str, Any], phase: Phase) -> list[str]:
-    """Settings and a phase's own as Hydra overrides ``key=value``."""
-    own = {"trainer.total_training_steps": phase.last_step, "algorithm.filter_groups.enable": phase.filtering}
+def arguments(found: dict[str, Any], phase: Phase, run: str = "rpt") -> list[str]:
+    """Settings and a phase's own as Hydra overrides ``key=value``; ``run`` names the run."""
+    own = {"trainer.total_training_steps": phase.last_step, "algorithm.filter_groups.enable": phase.filtering,
+           "trainer.experiment_name": f"{run}-{phase.number}"}
     return [f"{key}={hydra_value(value)}" for key, value in (own | found).items()]
 
 

@@ -111,14 +111,17 @@ def test_a_document_that_spells_a_control_token_is_left_out_and_counted(tmp_path
 
 
 def test_dynamic_sampling_begins_with_a_launch_of_its_own(world):
-    assert phases(world.config) == [Phase(2, False), Phase(4, True)]
+    assert phases(world.config) == [Phase(2, False), Phase(4, True, 2)]
     assert phases(small(dynamic_from_step=0)) == [Phase(4, False)]
     assert phases(small(dynamic_from_step=1)) == [Phase(4, True)]
     assert phases(small(dynamic_from_step=9)) == [Phase(4, False)]
     refills = {row["quantity"]: row["total"] for row in batch_arithmetic(world.config)}["refilled contexts, at most"]
     assert refills == "no bound"
     first, second = json.loads((world.folder / "arguments.json").read_text())
-    assert set(second) - set(first) == {"trainer.total_training_steps=4", "algorithm.filter_groups.enable=true"}
+    assert set(second) - set(first) == {"trainer.total_training_steps=4", "algorithm.filter_groups.enable=true",
+                                         "trainer.experiment_name=rpt-2"}
+    calls = [line for line in (world.folder / "launch.sh").read_text().splitlines() if "main_ppo" in line]
+    assert [call.startswith("env -u MLFLOW_RUN_ID ") for call in calls] == [False, True]  # MLflow refuses changed parameters in one run
 
 
 @pytest.mark.parametrize(("changes", "sentence"), [
@@ -132,6 +135,8 @@ def test_dynamic_sampling_begins_with_a_launch_of_its_own(world):
     ({"verl_settings": ["custom_reward_function.path=x.py"]}, "is retired, and verl 0.9.1 would ignore it without a word; use reward"),
     ({"verl_settings": ["+reward_model.enable=true"]}, "reward_model.enable is retired"),
     ({"verl_settings": ["algorithm.filter_groups.max_num_gen_batches=3"]}, "verl's filtering has no bound"),
+    ({"verl_settings": ["trainer.total_training_steps=2"]}, "is set by this stage, which goes on from what it says; set pretrain.steps."),
+    ({"verl_settings": ["reward.custom_reward_function.name=other"]}, "reward.custom_reward_function.name is set by this stage"),
     ({"verl_settings": ["trainer.nnodes"]}, "is not of the form key=value"),
     ({"verl_settings": ["reward.custom_reward_function.path=/tmp/mine.py"]}, "names a file, an address"),
     ({"verl_settings": ["trainer.default_local_dir=/tmp/elsewhere"]}, "names a file, an address"),

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import torch
 
 from rpt_core.store.events import read_events
 from rpt_core.store.maintenance import verify
@@ -22,10 +23,13 @@ from rpt_core.tokens.models import load_causal_lm
 from rpt_core.training.checkpoints import checkpoint_id, weights_digest
 from rpt_core.training.pretrain_config import STAGE
 from rpt_core.training.verl_run import VerlFailed
+from tasks.stage import perform
+from tasks.tracking import Tracking
 from tests.training.verl_world import small, workspace_with_dev
 
 pytestmark = pytest.mark.verl
 HERE = Path(__file__).parent
+STEP_ADDS = 0.125  # the stand-in, to every weight
 PROXY = """#!/bin/sh
 case "$1 $2" in
   "-m verl.trainer.main_ppo") shift 2; exec {python} {stand_in} "$@";;
@@ -50,9 +54,12 @@ def trained(tmp_path_factory, proxy):
     workspace, config = workspace_with_dev(root / "ws"), small(verl_python=str(proxy))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("STAND_IN_DIES", str(root / "died"))
+        for name in ("RPT_TRACKING", "MLFLOW_TRACKING_URI"):
+            patch.delenv(name, raising=False)
         with pytest.raises(VerlFailed, match="step 2 of 4 saved: RuntimeError: the stand-in dies"):
-            execute(STAGE, config, workspace)
-    return workspace, execute(STAGE, config, workspace).manifest
+            perform(STAGE, config, workspace, {})
+        version = perform(STAGE, config, workspace, {})["version"]
+    return workspace, workspace.manifest("pretrain", version)
 
 
 def rows(workspace, manifest, name):
@@ -80,17 +87,22 @@ def test_rollouts_come_back_with_positions_steps_and_what_filtering_left_out(tra
     assert json.loads(one["components"]) == {"prefix_matching": 1.0, "tokens_matched": 1.0}
 
 
-def test_checkpoints_come_back_merged_and_are_what_their_ids_say(trained):
+def test_checkpoints_come_back_merged_from_their_shards_and_are_what_their_ids_say(trained):
     workspace, manifest = trained
     found = sorted(rows(workspace, manifest, "checkpoints"), key=lambda row: row["step"])
     assert [row["step"] for row in found] == [0, 2, 4]
     assert found[0]["flops"] == 0 < found[1]["flops"] < found[2]["flops"] == manifest.counts["flops"]
     [start] = workspace.table("bootstrap", workspace.current("bootstrap"), "checkpoints").read().to_pylist()
     assert {row["parent_id"] for row in found} == {start["checkpoint_id"]}
+    before = load_causal_lm(workspace.path / "made/model", "float32").state_dict()
     for row in found[1:]:
         folder = workspace.path / row["uri"]
-        weights = weights_digest(load_causal_lm(folder, "float32"))
-        assert row["checkpoint_id"] == checkpoint_id("pretrain", row["step"], weights)
+        merged = load_causal_lm(folder, "float32")
+        assert row["checkpoint_id"] == checkpoint_id("pretrain", row["step"], weights_digest(merged))
+        after = merged.state_dict()
+        assert after.keys() == before.keys()
+        for name, weight in before.items():  # what two processes saved a half of each; verl's merger rounds to bfloat16
+            assert torch.equal(after[name], (weight + STEP_ADDS * row["step"]).bfloat16().float()), name
         assert (folder / "tokenizer.json").read_bytes() == (workspace.path / "made/model/tokenizer.json").read_bytes()
     assert verify(workspace, "pretrain") == []
 
@@ -102,6 +114,20 @@ def test_the_failed_attempt_was_gone_on_with_and_said_so(trained):
     said = [event["data"]["text"] for event in events if event["type"] == "message"]
     assert any("0 left out because they spell a control token" in text for text in said)
     assert not (workspace.version_folder("pretrain", manifest.version) / "state").exists()
+
+
+def test_the_stages_own_mlflow_run_has_verls_metrics_of_every_step_once(trained):
+    workspace, manifest = trained
+    client = Tracking(workspace).client()
+    run = client.get_run(manifest.run_ids["mlflow"])
+    assert run.info.status == "FINISHED"
+    rewards = {step: [row["reward"] for row in rows(workspace, manifest, "rollouts") if row["kept"] and row["step"] == step]
+               for step in (1, 2, 3, 4)}
+    said = [(metric.step, metric.value) for metric in client.get_metric_history(run.info.run_id, "reward/mean")]
+    assert said == [(step, sum(found) / len(found)) for step, found in rewards.items()]
+    assert [metric.step for metric in client.get_metric_history(run.info.run_id, "perf/step")] == [1, 2, 3, 4]
+    assert "timing_s/step" not in run.data.metrics  # not finite
+    assert len(client.search_runs([run.info.experiment_id], "tags.mlflow.runName LIKE 'pretrain%'")) == 1
 
 
 def test_the_next_stage_goes_on_from_it(trained):
@@ -151,6 +177,6 @@ def test_a_job_that_is_submitted_to_a_cluster_trains_and_one_that_fails_says_so(
         manifest = execute(STAGE, config, workspace).manifest
         assert Counter(row["step"] for row in rows(workspace, manifest, "rollouts")) == {1: 8, 2: 8}
         bad = small(verl_python=str(proxy), verl_address=address, steps=4, dynamic_from_step=0, checkpoint_steps=[4],
-                    verl_settings=["reward.custom_reward_function.name=nothing"])
-        with pytest.raises(VerlFailed, match=r"verl ended with status .*, step 0 of 4 saved: "):
+                    verl_settings=["trainer.validation_data_dir=fails"])
+        with pytest.raises(VerlFailed, match=r"verl ended with status .*, step 0 of 4 saved: RuntimeError: the stand-in fails"):
             execute(STAGE, bad, workspace)
