@@ -19,6 +19,7 @@ from typing import Any
 
 from rpt_core.reasoning.prompts import load_template
 from rpt_core.store.context import Context
+from rpt_core.store.errors import UserError
 from rpt_core.tokens.bytes import load_tokenizer
 from rpt_core.tokens.models import load_causal_lm
 from rpt_core.training.checkpoints import checkpoint_row, copy_tokenizer, weights_digest
@@ -68,6 +69,7 @@ def steps_dumped(files: Files) -> int:
 def collect(config: PretrainConfig, context: Context, files: Files, python: str) -> dict[str, Any]:
     """Write `rollouts` and `checkpoints` of a finished run; the counts for the manifest."""
     context.resume()
+    records = Records(config, context, files)
     start = context.model("checkpoint")
     model = load_causal_lm(start.path, "float32")
     architecture = model.config
@@ -75,7 +77,6 @@ def collect(config: PretrainConfig, context: Context, files: Files, python: str)
                            step=0, flops=0.0, wall_s=0.0, tokens_trained=0)
     del model
     context.write("checkpoints", [{**first, "uri": folder_uri(context, start.path)}], 0)
-    records = Records(config, context, files)
     totals, unknown = Totals(), 0
     for part, last_step in parts_after(0, config):
         with context.shard("rollouts", part) as out:
@@ -127,6 +128,9 @@ class Records:
         self.known: defaultdict[bytes, list[Scored]] = defaultdict(list)
         for scored, row in self._lines():
             self.known[key_of(row["truth"], row["response"])].append(scored)
+        if not self.known:
+            raise UserError(f"verl's reward workers have left no record of a response in {files.scored}: that folder must be one that every "
+                            "node sees under the same path. verl's checkpoints are kept beside it.")
         self.next_step = 1
         self.kept: dict[int, list[Scored]] = {}
         self.unknown: Counter[int] = Counter()

@@ -11,15 +11,29 @@ from pathlib import Path
 
 import pytest
 
+from rpt_core.store.errors import UserError
+from rpt_core.store.stage import execute
+from rpt_core.training.pretrain_config import STAGE
 from rpt_core.training.verl_run import Follower, drop_superseded, last_error, log_path, started
 from rpt_core.training.verl_settings import Files
-from tests.training.verl_world import small
+from tests.training.verl_world import small, workspace_with_dev
 
 PARENT = """
 import sys, time
 from rpt_core.training.verl_run import started
 with open(sys.argv[1] + "/log", "wb") as log, started(["sh", "-c", sys.argv[2]], {}, log):
     time.sleep(600)
+"""
+SAVES_ALONE = """#!/bin/sh
+case "$1 $2" in
+  "-c "*) echo 0.9.1;;
+  "-m verl.trainer.main_ppo")
+    for word; do case $word in
+      trainer.default_local_dir=*) folder=${word#*=};;
+      trainer.total_training_steps=*) step=${word#*=};;
+    esac; done
+    mkdir -p "$folder"; printf $step > "$folder/latest_checkpointed_iteration.txt"; echo ran to $step;;
+esac
 """
 TREE = 'sleep 600 & echo $! > "$FOLDER/inner"; wait'  # as launch.sh: the process that works is a child of the shell
 
@@ -136,3 +150,16 @@ def test_a_job_carries_what_verl_needs_to_know(tmp_path, address):
     given = command(Files(tmp_path), "/envs/verl/bin/python", address, "rpt-1", {"VERL_FILE_LOGGER_ROOT": "/shared/metrics"})
     assert given[-2:] == ["sh", str(tmp_path / "launch.sh")]
     assert ("VERL_FILE_LOGGER_ROOT" in " ".join(given)) == bool(address)  # here it is in the environment
+
+
+def test_a_cluster_that_does_not_share_the_folder_is_named_and_loses_nothing(tmp_path, monkeypatch):
+    python = tmp_path / "python"
+    python.write_text(SAVES_ALONE)
+    python.chmod(0o755)
+    monkeypatch.setenv("RPT_VERL_PYTHON", str(python))
+    workspace = workspace_with_dev(tmp_path / "ws")
+    for _ in range(2):  # the second time there is nothing left to launch
+        with pytest.raises(UserError, match="no record of a response in .*/scored: that folder must be one that every node sees"):
+            execute(STAGE, small(), workspace)
+    [log] = workspace.path.rglob("verl.log")
+    assert log.read_text() == "ran to 2\nran to 4\n"
