@@ -122,10 +122,10 @@ def report() -> str:
                      f"{STEPS * CONTEXTS * (drawn * generation + update):.1e}", str(hours), str(dollars(hours))])
     lines += table(["tokens a response", "batches drawn", "rollout tokens", "model FLOPs", "GPU-hours", "dollars"], rows)
     lines += [f"**Larger corpora**: one copy of `tokens` per scorer at {row_bytes:.2f} bytes a token and `select` in {1e6 * select:.1f} "
-              f"core-microseconds a token (benchmarks/results/store.json, {store['tokens'] / 1e6:.0f} M rows), text at {BYTES_A_TOKEN} bytes "
-              f"a token before compression, of documents and of responses; every token scored by the proxy, dev and test (assumed 10⁸ tokens at most, a tenth at most) by "
-              f"the 14 B model; trained on as densely as the paper ({density:.3f} contexts a token, {THOUGHT} tokens a response) or on the "
-              f"paper's {STEPS * CONTEXTS:,} contexts only.", ""]
+              f"core-microseconds a token (benchmarks/results/store.json, {store['tokens'] / 1e6:.0f} M rows), text at {BYTES_A_TOKEN} "
+              "bytes a token before compression, of documents and of responses; every token scored by the proxy, dev and test (assumed "
+              f"10⁸ tokens at most, a tenth at most) by the 14 B model; trained on as densely as the paper ({density:.3f} contexts a "
+              f"token, {THOUGHT} tokens a response) or on the paper's {STEPS * CONTEXTS:,} contexts only.", ""]
     rows = []
     for name, tokens in (("10⁹", 1e9), ("10¹¹", 1e11), ("10¹²", 1e12)):
         held_out = min(1e8, tokens / 10)

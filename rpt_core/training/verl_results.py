@@ -129,8 +129,8 @@ class Records:
         for scored, row in self._lines():
             self.known[key_of(row["truth"], row["response"])].append(scored)
         if not self.known:
-            raise UserError(f"verl's reward workers have left no record of a response in {files.scored}: that folder must be one that every "
-                            "node sees under the same path. verl's checkpoints are kept beside it.")
+            raise UserError(f"verl's reward workers have left no record of a response in {files.scored}: that folder must be one that "
+                            "every node sees under the same path. verl's checkpoints are kept beside it.")
         self.next_step = 1
         self.kept: dict[int, list[Scored]] = {}
         self.unknown: Counter[int] = Counter()

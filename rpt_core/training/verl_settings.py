@@ -238,13 +238,13 @@ def own_setting(line: str) -> tuple[str, str]:
     for retired, now in RETIRED.items():
         if plain == retired or plain.startswith(f"{retired}."):
             raise UserError(f"pretrain.verl_settings: {plain} is retired, and verl {VERL} would ignore it without a word; use {now}.")
+    if plain.startswith("hydra.") or "_target_" in plain or OUTSIDE.search(value):
+        raise UserError(f"pretrain.verl_settings: {line} names a file, an address, a variable or an object; a setting here is a number, "
+                        "true, false or a plain word, and files are named by the stage's own settings.")
     for ours, setting in OWN.items():
         if plain == ours or plain.startswith(f"{ours}."):
             raise UserError(f"pretrain.verl_settings: {plain} is set by this stage, which goes on from what it says"
                             + (f"; set pretrain.{setting}." if setting else "."))
-    if plain.startswith("hydra.") or "_target_" in plain or OUTSIDE.search(value):
-        raise UserError(f"pretrain.verl_settings: {line} names a file, an address, a variable or an object; a setting here is a number, "
-                        "true, false or a plain word, and files are named by the stage's own settings.")
     return key, value
 
 

@@ -159,7 +159,7 @@ def test_a_cluster_that_does_not_share_the_folder_is_named_and_loses_nothing(tmp
     monkeypatch.setenv("RPT_VERL_PYTHON", str(python))
     workspace = workspace_with_dev(tmp_path / "ws")
     for _ in range(2):  # the second time there is nothing left to launch
-        with pytest.raises(UserError, match="no record of a response in .*/scored: that folder must be one that every node sees"):
+        with pytest.raises(UserError, match=r"no record of a response in .*/scored: that folder must be one that every node sees"):
             execute(STAGE, small(), workspace)
     [log] = workspace.path.rglob("verl.log")
     assert log.read_text() == "ran to 2\nran to 4\n"
