@@ -18,6 +18,7 @@ from rpt_core.store.errors import UserError
 from rpt_core.store.sources import source_roots
 from rpt_core.store.workspace import Workspace
 from tasks.limits import GPU_LIMIT
+from tasks.tracking import without_password
 
 FLOWS: dict[str, str] = {
     "ingest": "flows.ingest.ingest_corpus",
@@ -48,12 +49,14 @@ def flow_of(name: str) -> Flow[..., Any]:
 
 
 def worker_environment(workspace: Workspace) -> dict[str, str]:
-    """What a worker's run must know: the workspace, the source roots, where MLflow is. Nothing secret."""
+    """What a worker's run must know: the workspace, the source roots, where MLflow is. Nothing secret: an address with a password in it
+    is the worker's own to know, as tokens are."""
     found = {"RPT_HOME": str(workspace.path), "RPT_RETRIES": os.environ.get("RPT_RETRIES", "2"),
              "RPT_GPU_LIMIT": os.environ.get("RPT_GPU_LIMIT", GPU_LIMIT)}
     for name in ("RPT_SOURCES", "MLFLOW_TRACKING_URI", "RPT_MLFLOW_URL", "RPT_TRACKING", "HF_HOME", "HF_HUB_OFFLINE"):
-        if os.environ.get(name):
-            found[name] = os.environ[name]
+        value = os.environ.get(name, "")
+        if value and value == without_password(value):
+            found[name] = value
     return found
 
 

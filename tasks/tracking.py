@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from rpt_core.store.errors import UserError
 from rpt_core.store.events import read_events
@@ -40,9 +41,15 @@ def tracking_uri(workspace: Workspace) -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{workspace.path / 'mlflow' / 'mlflow.db'}"
 
 
+def without_password(uri: str) -> str:
+    """The address as it may be shown and written down."""
+    password = urlsplit(uri).password
+    return uri.replace(f":{password}@", ":***@") if password else uri
+
+
 def open_command(workspace: Workspace) -> str:
     """The shell command that shows the runs, or the server's address."""
-    uri = tracking_uri(workspace)
+    uri = without_password(tracking_uri(workspace))
     return f"mlflow server --backend-store-uri {uri} --port 5000" if uri.startswith("sqlite") else uri
 
 
@@ -51,7 +58,8 @@ class Tracking:
 
     def __init__(self, workspace: Workspace):
         self.workspace = workspace
-        self.uri = tracking_uri(workspace)
+        self._address = tracking_uri(workspace)
+        self.uri = without_password(self._address)  # for people and for the records of what was sent
         self.folder = workspace.path / "tracking"
         self._client: Any = None
         self._experiment = ""
@@ -62,7 +70,8 @@ class Tracking:
         """The MlflowClient, its store initialised once under a file lock and the experiment made with an absolute artifact folder."""
         if self._client is None:
             for name, value in (("MLFLOW_DISABLE_TELEMETRY", "true"), ("DO_NOT_TRACK", "true"), ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1"),
-                                ("MLFLOW_HTTP_REQUEST_TIMEOUT", "20"), ("MLFLOW_ENABLE_ASYNC_LOGGING", "false")):
+                                ("MLFLOW_HTTP_REQUEST_TIMEOUT", "20"), ("MLFLOW_ENABLE_ASYNC_LOGGING", "false"),
+                                ("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")):
                 os.environ.setdefault(name, value)
             from mlflow.tracking import MlflowClient
 
@@ -72,7 +81,7 @@ class Tracking:
             if local:
                 (self.workspace.path / "mlflow").mkdir(exist_ok=True)
             with lock(self.workspace.lock_path("mlflow")):
-                client = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
+                client = MlflowClient(tracking_uri=self._address, registry_uri=self._address)
                 found = client.get_experiment_by_name(EXPERIMENT)
                 artifacts = str(self.workspace.path / "mlflow" / "artifacts") if local else None
                 self._experiment = found.experiment_id if found else client.create_experiment(EXPERIMENT, artifact_location=artifacts)
@@ -91,7 +100,7 @@ class Tracking:
             return what()
         except Exception as error:  # noqa: BLE001 - the boundary to a service: its failure must not end a training run
             _away_until = time.monotonic() + RETRY_AFTER
-            reason = str(error).splitlines()[0][:200] if str(error) else ""
+            reason = str(error).replace(self._address, self.uri).splitlines()[0][:200] if str(error) else ""
             logger.warning(f"MLflow at {self.uri} is away ({type(error).__name__}: {reason}); the run goes on, "
                            "`rpt track sync` sends the rest later.")
             return None

@@ -17,6 +17,7 @@ from flows.commands.common import open_workspace, out
 from rpt_core.store.files import replacing
 from rpt_core.store.sources import source_roots
 from rpt_core.store.workspace import Workspace
+from tasks.tracking import without_password
 
 TORCH = "import torch as t; print(t.__version__, t.cuda.is_available() and t.cuda.get_device_name(0) or 'no GPU', sep=', ')"
 Check = tuple[str, bool, str]  # what, whether it is fine, what was found and what to do
@@ -47,9 +48,10 @@ def checks(workspace: Workspace) -> Iterator[Check]:
     for name in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI"):
         url = os.environ.get(name, "")
         if url.startswith("http"):
-            yield name, answers(url.rstrip("/") + "/health"), f"{url} (if it does not answer: start it, `rpt up` does, or unset {name})"
+            shown = without_password(url)
+            yield name, answers(url.rstrip("/") + "/health"), f"{shown} (if it does not answer: start it, `rpt up` does, or unset {name})"
         else:
-            yield name, True, url or "not set: each command uses a server or file of its own in the workspace"
+            yield name, True, without_password(url) or "not set: each command uses a server or file of its own in the workspace"
 
 
 def packages() -> Iterator[Check]:

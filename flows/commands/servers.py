@@ -113,14 +113,14 @@ def start_all(workspace: Workspace, prefect_port: int, mlflow_port: int, pool: s
     environment = {**os.environ, **prefect_settings(home), "RPT_HOME": str(workspace.path), "PREFECT_API_URL": api,
                    "MLFLOW_DISABLE_TELEMETRY": "true",
                    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # eight processes for jobs that a pipeline never sends
+    from tasks.tracking import Tracking, without_password
+
     services: list[Service] = []
     try:
         python, local = [sys.executable, "-m"], ["--host", "127.0.0.1", "--port"]
         services.append(Service("prefect-server", [*python, "prefect", "server", "start", *local, str(prefect_port)],
                                 environment, folder, f"{api}/health"))
         if not os.environ.get("MLFLOW_TRACKING_URI"):
-            from tasks.tracking import Tracking
-
             tracking = Tracking(workspace)
             tracking.client()  # makes the store and its experiment once, before a server opens it
             command = [*python, "mlflow", "server", *local, str(mlflow_port), "--workers", "1", "--backend-store-uri", tracking.uri,
@@ -140,7 +140,8 @@ def start_all(workspace: Workspace, prefect_port: int, mlflow_port: int, pool: s
         for service in reversed(services):
             service.stop()
         raise
-    links = {"Prefect": f"http://127.0.0.1:{prefect_port}", "MLflow": mlflow, "workspace": str(workspace.path), "logs": str(folder)}
+    links = {"Prefect": f"http://127.0.0.1:{prefect_port}", "MLflow": without_password(mlflow), "workspace": str(workspace.path),
+             "logs": str(folder)}
     return services, links
 
 

@@ -249,6 +249,24 @@ def test_tracking_can_be_off_and_the_store_stays_in_the_workspace(workspace, mon
     assert tracking_uri(workspace) == f"sqlite:///{workspace.path}/mlflow/mlflow.db"
 
 
+def test_a_password_in_the_servers_address_is_neither_said_nor_written_down(tracked, monkeypatch, caplog):
+    from flows.deployments import worker_environment
+
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://rpt:aPasswordOfATest@127.0.0.1:9")
+    monkeypatch.setattr(tasks.tracking, "_away_until", 0.0)
+    perform(TOYS["evaluate"], EvaluateConfig(), tracked, {})
+    with pytest.raises(UserError, match="cannot be reached") as refused:
+        Tracking(tracked).sync()
+    said = caplog.text + str(refused.value) + str(worker_environment(tracked))
+    written = [path for path in tracked.path.rglob("*") if path.is_file()]
+    assert "MLflow at http://rpt:***@127.0.0.1:9 is away" in said
+    assert any(b"http://rpt:***@127.0.0.1:9" in path.read_bytes() for path in written)  # the record of what waits
+    assert "aPasswordOfATest" not in said
+    assert not [path for path in written if b"aPasswordOfATest" in path.read_bytes()]
+    assert tracking_uri(tracked) == "http://rpt:aPasswordOfATest@127.0.0.1:9"
+
+
 def test_only_what_a_closed_part_vouches_for_is_covered(tracked):
     assert covered_seq(tracked.path / "nowhere") == 0
     version = perform(TOYS["evaluate"], EvaluateConfig(), tracked, {})["version"]
