@@ -25,14 +25,14 @@ PAYLOAD = "{" + ", ".join(f'"{key}": {{{{ {value} | default("", true) | tojson }
 
 
 def dead_run_automation() -> AutomationCore:
-    """After a heartbeat, another one or an end within three periods; else the run is Crashed. The period is the one this process is
-    set to (PREFECT_FLOWS_HEARTBEAT_FREQUENCY), as its workers should be."""
+    """After a heartbeat, or after a worker took the run (Pending), a heartbeat or an end within three periods; else the run is Crashed.
+    The period is the one this process is set to (PREFECT_FLOWS_HEARTBEAT_FREQUENCY), as its workers should be."""
     period = PREFECT_FLOWS_HEARTBEAT_FREQUENCY.value() or 180
     expected = {"prefect.flow-run.heartbeat", *(f"prefect.flow-run.{end}" for end in ENDS)}
-    trigger = EventTrigger(match=RUN, match_related=OURS, after={"prefect.flow-run.heartbeat"}, expect=expected,  # type: ignore[arg-type]
-                           for_each={"prefect.resource.id"}, posture=Posture.Proactive, threshold=1,
-                           within=timedelta(seconds=MISSED * period))
-    said = f"No heartbeat for {MISSED * period} s: its process or machine is gone. Run it again; it goes on from what is finished."
+    trigger = EventTrigger(match=RUN, match_related=OURS, expect=expected, for_each={"prefect.resource.id"},  # type: ignore[arg-type]
+                           after={"prefect.flow-run.heartbeat", "prefect.flow-run.Pending"},
+                           posture=Posture.Proactive, threshold=1, within=timedelta(seconds=MISSED * period))
+    said = f"No heartbeat for {MISSED * period} s: its process, worker or machine is gone. Run it again; it goes on from what is finished."
     crash: ActionTypes = ChangeFlowRunState(name="Crashed", state=StateType.CRASHED, message=said, force=False)
     return AutomationCore(name=DEAD, description="Flow-run heartbeats that stop end the run.", trigger=trigger,
                           actions=[crash])

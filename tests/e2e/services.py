@@ -74,10 +74,10 @@ class Services:
         kept = {key: os.environ[key] for key in ("LANG", "TMPDIR", "OMP_NUM_THREADS", "HF_HUB_OFFLINE") if key in os.environ}
         given = {key: self._here(str(value)) for key, value in COMPOSE[name]["environment"].items()}
         home = self.folder / ("prefect-home" if name == "prefect" else f"{name}-home")
-        home.mkdir(exist_ok=True)
+        (home / ".prefect").mkdir(parents=True, exist_ok=True)
         paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
         return {**kept, "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin", "PYTHONPATH": paths, "HOME": str(home),
-                "PREFECT_HOME": str(home), "PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1",
+                "PREFECT_HOME": str(home / ".prefect"), "PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1",
                 "RPT_HOME": str(self.workspace.path),
                 "PREFECT_WORKER_WEBSERVER_PORT": str(self.ports["worker"]), "PREFECT_WORKER_QUERY_SECONDS": "1",
                 "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30", **self.extra, **given}

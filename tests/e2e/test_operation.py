@@ -90,8 +90,10 @@ def test_runs_that_were_killed_are_crashed_by_the_server_and_posted_to_the_webho
     assert posted[0]["deployment"] == "ingest"
 
     run = stack.start_run("bootstrap", {"config": {**SMALL, "train_tokens": 50_000_000, "seed": 103}})
-    stack.wait_for(lambda: stack.get(f"/flow_runs/{run}")["state"]["type"] == "RUNNING", "the run")
-    time.sleep(5)  # its first heartbeat
+    stack.wait_for(lambda: stack.get("/v2/concurrency_limits/rpt-gpu")["active_slots"] == 1, "the run's GPU slot")
+    time.sleep(5)  # its first heartbeat is at the server
+    deployment = stack.get("/deployments/name/select/select")["id"]
+    taken = stack.get(f"/deployments/{deployment}/create_flow_run", {"state": {"type": "PENDING"}})["id"]  # by a worker that then died
     worker = stack.worker
     for pid in [worker.pid, *descendants(worker.pid)]:
         os.kill(pid, signal.SIGKILL)
@@ -102,6 +104,7 @@ def test_runs_that_were_killed_are_crashed_by_the_server_and_posted_to_the_webho
         found = stack.ended(run)
         assert (found["state"]["type"], found["state"]["name"]) == ("CRASHED", "Crashed")
         assert "No heartbeat for 90 s" in found["state"]["message"]
+        assert stack.ended(taken)["state"]["name"] == "Crashed"
         stack.wait_for(lambda: [one for one in stack.webhook.received if one["id"] == run], "the post of the crash")
     finally:
         stack.start_worker()
