@@ -21,7 +21,7 @@ import yaml
 
 from flows.server import free_port
 from rpt_core.store.workspace import Workspace
-from tests.e2e.stack import PATIENCE, descendants, signal_process
+from tests.e2e.stack import PATIENCE, answer, descendants, signal_process
 
 ROOT = Path(__file__).parents[2]
 COMPOSE = yaml.safe_load((ROOT / "docker" / "compose.yaml").read_text())["services"]
@@ -177,8 +177,7 @@ class Services:
             headers["authorization"] = "Basic " + base64.b64encode(given.encode()).decode()
         url = f"http://127.0.0.1:{self.ports[service]}{'/api' if service == 'prefect' else ''}{path}"
         request = urllib.request.Request(url, headers=headers, data=None if body is None else json.dumps(body).encode())
-        with urllib.request.urlopen(request, timeout=30) as reply:
-            return json.loads(reply.read() or "null")
+        return answer(request)
 
     def start_run(self, name: str, parameters: dict[str, Any]) -> str:
         deployment = self.get(f"/deployments/name/{name}/{name}")

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable
 from contextlib import suppress
@@ -66,8 +67,7 @@ class Stack:
         """What the API answers; with ``body`` to a POST, or to ``method``."""
         request = urllib.request.Request(self.environment["PREFECT_API_URL"] + path, headers={"content-type": "application/json"},
                                          data=None if body is None else json.dumps(body).encode(), method=method or None)
-        with urllib.request.urlopen(request, timeout=30) as reply:
-            return json.loads(reply.read() or "null")
+        return answer(request)
 
     def patch(self, path: str, body: dict) -> None:
         self.get(path, body, "PATCH")
@@ -124,6 +124,19 @@ class Stack:
         for process in reversed(self.processes[:]):
             self.end(process)
         self.webhook.stop()
+
+
+def answer(request: urllib.request.Request) -> Any:
+    """The JSON of the reply; asked again while the server is busy, as Prefect's own clients do (503: its database is locked)."""
+    end = time.monotonic() + PATIENCE
+    while True:
+        try:
+            with urllib.request.urlopen(request, timeout=60) as reply:
+                return json.loads(reply.read() or "null")
+        except urllib.error.HTTPError as error:
+            if error.code != 503 or time.monotonic() > end:
+                raise
+            time.sleep(1.0)
 
 
 class Webhook:
