@@ -14,7 +14,7 @@ def evaluate_checkpoints(config: EvaluateConfig = EvaluateConfig(), inputs: dict
 
     Args:
         config: The stage's settings; what is left out keeps its default.
-        inputs: Which version each input role reads, as slot@version; a role that is left out reads the current version.
+        inputs: Which version each input role reads, e.g. {"documents": "ingest@VERSION"}; a role left out reads the current one.
         force: Make a new version even where one with the same identity is committed.
     """
     return run_alone("evaluate", config, inputs, force)

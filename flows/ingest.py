@@ -14,7 +14,7 @@ def ingest_corpus(config: IngestConfig = IngestConfig(), inputs: dict[str, str] 
 
     Args:
         config: The stage's settings; what is left out keeps its default.
-        inputs: Which version each input role reads, as slot@version; a role that is left out reads the current version.
+        inputs: Leave it empty: this stage reads files, not tables.
         force: Make a new version even where one with the same identity is committed.
     """
     return run_alone("ingest", config, inputs, force)

@@ -13,7 +13,6 @@ from uuid import UUID
 
 from prefect import task
 from prefect.artifacts import (
-    create_image_artifact,
     create_link_artifact,
     create_markdown_artifact,
     create_progress_artifact,
@@ -202,7 +201,8 @@ class Carrier:
             create_link_artifact(address, name, key=artifact_key(self.slot, name.split()[0].lower()), description=named)
         picture = key_plot(workspace, manifest)
         if picture:
-            create_image_artifact(picture, key=artifact_key(self.slot, "plot"), description=named)
+            # markdown, because an image artifact prints its address below the picture: here all of its bytes
+            create_markdown_artifact(f"![{named}]({picture})", key=artifact_key(self.slot, "plot"), description=named)
 
     def fail(self, status: str) -> None:
         if self.version:

@@ -1,4 +1,4 @@
-"""What a finished stage shows in Prefect: a page (version, links, inputs, tables, counts), a table of its results, and its links."""
+"""What a finished stage shows in Prefect: a page (version, links, tables, results, inputs, settings), a table of its results, its links."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -78,13 +78,15 @@ def outcome_markdown(outcome: Outcome, workspace: Workspace, run_url: str = "", 
     folder = workspace.version_folder(manifest.slot, manifest.version)
     parts = [f"## {manifest.slot}\n\nVersion `{manifest.version}`, {made}, in `{folder}`."]
     parts.append("".join(f"[{name}]({address}) · " for name, address in links(outcome, workspace, run_url).items())
-                 + f"`rpt tables use {manifest.slot}@{manifest.version}`"
-                 + "".join(f" · `rpt sql \"from {name} limit 10\"`" for name in list(manifest.tables)[:1]))
+                 + f"`rpt tables use {manifest.slot}@{manifest.version}`")
     if manifest.tables:
-        rows = [[name, sum(s.rows for s in shards), sum(s.bytes for s in shards), len(shards)] for name, shards in manifest.tables.items()]
-        parts.append("### Tables\n\n" + table(["table", "rows", "bytes", "shards"], rows))
-    if manifest.counts:
-        parts.append("### Counts\n\n" + table(["what", "value"], [[key, value] for key, value in manifest.counts.items()]))
+        rows = [[name, f"{sum(s.rows for s in shards):,}", f"{sum(s.bytes for s in shards):,}", len(shards),
+                 f"`rpt sql \"from {name} limit 10\"`"] for name, shards in manifest.tables.items()]
+        parts.append("### Tables\n\n" + table(["table", "rows", "bytes", "shards", "to look"], rows))
+    results = summary_rows(manifest)
+    if results:
+        columns = list(dict.fromkeys(key for row in results for key in row))
+        parts.append("### Results\n\n" + table(columns, [[row.get(key, "") for key in columns] for row in results]))
     inputs = [[role, f"[{e['slot']}@{e['version']}]({ui_url}/artifacts/key/{artifact_key(e['slot'])})" if "slot" in e
                else e.get("model") or e.get("file", ""), e["digest"][:16]]
               for role, entries in manifest.inputs.items() for e in entries]

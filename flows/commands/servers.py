@@ -157,9 +157,10 @@ def up(
     workspace = open_workspace()
     if shutil.disk_usage(workspace.path).free < 2**28:
         raise UserError(f"less than 256 MiB are free at {workspace.path}; free some space first.")
+    for sign in (signal.SIGINT, signal.SIGTERM):  # what a shell put in the background ignores SIGINT, and so would its children
+        signal.signal(sign, signal.default_int_handler)
     out.print("starting the servers (about half a minute) …")
     services, links = start_all(workspace, prefect_port, mlflow_port, pool)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         for name, link in links.items():
             out.print(f"{name:10} {link}", markup=False)

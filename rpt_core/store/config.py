@@ -20,12 +20,24 @@ def runtime(default: Any, description: str, **bounds: Any) -> Any:
 
 
 SHOWN = 100  # characters of the changed settings in the name of a run
+BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
+
+
+def as_form(schema: dict[str, Any]) -> None:
+    """Make a JSON schema read well as Prefect's form, which shows a field's title and description and nothing else: the title is the
+    setting's own name, as commands and sentences write it; bounds stand in the description; what changes no result comes last."""
+    fields = schema.get("properties", {})
+    for name, field in fields.items():
+        said = [f"{sign} {field[key]:,}".removesuffix(".0") for key, sign in BOUNDS.items() if key in field]
+        field["title"] = name
+        field["description"] += (f" ({', '.join(said)})" if said else "") + ("" if field["semantic"] else " Does not change the result.")
+    schema["properties"] = dict(sorted(fields.items(), key=lambda item: not item[1]["semantic"]))
 
 
 class StageConfig(BaseModel):
     """Base of every stage's configuration. ``retired`` maps a key of an older release to what replaced it."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), json_schema_extra=as_form)
 
     @classmethod
     def retired(cls) -> dict[str, str]:

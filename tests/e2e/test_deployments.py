@@ -4,6 +4,7 @@ The runs are the chain at its smallest, in order: each reads what the deployment
 
 import base64
 import json
+import re
 import signal
 import subprocess
 
@@ -53,10 +54,20 @@ def test_a_form_describes_every_field_and_bounds_every_number(stack):
         assert not [name for name, field in fields.items() if field.get("type") in ("integer", "number")
                     and not {"minimum", "exclusiveMinimum"} & field.keys()], deployment["name"]
         assert not [name for name, field in fields.items() if "anyOf" in field]  # a union is two forms in one
+        if deployment["name"] not in ("ingest", "pipeline"):
+            role, slot = re.findall(r'{"(\w+)": "([\w.]+)@VERSION"}', schema["properties"]["inputs"]["description"])[0]
+            stage = STAGES[deployment["name"]]
+            assert slot in next(read.slots for read in stage.inputs(stage.config()) if read.role == role)
     (score,) = stack.get("/deployments/filter", {"deployments": {"name": {"any_": ["score"]}}})
     settings = score["parameter_openapi_schema"]["definitions"]["ScoreConfig"]["properties"]
     assert all(field.get("description") for field in settings.values())
     assert settings["window"]["minimum"] == 2
+    assert settings["window"]["title"] == "window"
+    assert settings["window"]["description"].endswith(" (≥ 2)")
+    assert settings["threads"]["description"].endswith(" Does not change the result.")
+    runtime = [not field["semantic"] for field in settings.values()]
+    assert runtime == sorted(runtime)
+    assert True in runtime
     assert settings["name"]["enum"] == ["filter", "difficulty"]
 
 
@@ -81,8 +92,8 @@ def test_a_deployment_runs_alone_with_changed_parameters_and_shows_its_artifacts
     assert artifacts[artifact_key(run.slot, "progress")]["data"] == 100.0
     assert json.loads(artifacts[artifact_key(run.slot, "summary")]["data"])
     if run.stage != "report":  # its page is the picture
-        picture = artifacts[artifact_key(run.slot, "plot")]["data"]
-        assert base64.b64decode(picture.removeprefix("data:image/png;base64,")).startswith(b"\x89PNG")
+        picture = artifacts[artifact_key(run.slot, "plot")]["data"].partition("(data:image/png;base64,")[2].removesuffix(")")
+        assert base64.b64decode(picture).startswith(b"\x89PNG")
 
 
 def test_the_pipelines_deployment_takes_what_the_stages_deployments_committed_and_runs_the_rest(stack, chain):
