@@ -129,6 +129,8 @@ def start_all(workspace: Workspace, prefect_port: int, mlflow_port: int, pool: s
         mlflow = os.environ.get("MLFLOW_TRACKING_URI") or mlflow
         for service in services:
             service.wait()
+            out.print(f"the {service.name} answers; its log is {service.log}", markup=False)
+        out.print("making the deployments …")
         environment["MLFLOW_TRACKING_URI"] = mlflow
         command = [*python, "flows.cli", "deploy", "--pool", pool, "--automations"]
         made = subprocess.run(command, env=environment, capture_output=True, text=True)

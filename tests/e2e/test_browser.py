@@ -50,12 +50,14 @@ def test_values_changed_in_prefects_form_arrive_and_the_run_is_seen_to_complete(
     page.screenshot(path=tmp_path / "form.png", full_page=True)
     winnable.locator("input").fill("40")
     page.get_by_role("button", name="Submit").click()
-    page.get_by_text("40 is greater than the maximum of 16").wait_for()
+    page.get_by_text("40 is greater than the maximum of 16").first.wait_for()
     winnable.locator("input").fill("4")
     page.get_by_role("button", name="Submit").click()
     run = page.get_by_role("link", name=re.compile("^select .*train_positions=96"))
     run.first.click(timeout=300_000)  # its name appears when the worker has begun it
     page.get_by_text("Completed", exact=True).first.wait_for(timeout=300_000)
+    assert stack.ended(page.url.rpartition("/")[2].partition("?")[0])["state"]["type"] == "COMPLETED"
+    page.reload()  # its list of artifacts may be older than the run's end
     page.get_by_text("Artifacts", exact=True).click()
     page.get_by_text("select-plot", exact=True).click()
     picture = page.locator("img[src^='data:image/png']")
