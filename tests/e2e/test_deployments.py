@@ -63,7 +63,7 @@ def test_a_form_describes_every_field_and_bounds_every_number(stack):
     assert all(field.get("description") for field in settings.values())
     assert settings["window"]["minimum"] == 2
     assert settings["window"]["title"] == "window"
-    assert settings["window"]["description"].endswith(" (≥ 2)")
+    assert settings["window"]["description"].endswith(" (≥ 2, ≤ 1,048,576)")
     assert settings["threads"]["description"].endswith(" Does not change the result.")
     runtime = [not field["semantic"] for field in settings.values()]
     assert runtime == sorted(runtime)
