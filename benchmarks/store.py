@@ -14,7 +14,7 @@ from typing import Any
 from benchmarks.harness import Measured, Side, compare, write_result
 from rpt_core.store.files import read_json, write_json
 
-THREADS = 2
+THREADS = 2  # of every query
 MEMORY_MIB = 1024
 THRESHOLD = 1.0
 HARDEST = 100
@@ -83,34 +83,36 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=100_000_000, help="rows of the token table, both scorers together")
     parser.add_argument("--folder", type=Path, default=None, help="build here, keep it, and use it again")
     parser.add_argument("--build", action="store_true", help="only build, in --folder, and measure another time")
+    parser.add_argument("--build-threads", type=int, default=THREADS, help="threads that write and select")
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
     if arguments.build:
         if not arguments.folder:
             parser.error("--build needs --folder")
         arguments.folder.mkdir(parents=True, exist_ok=True)
-        build(str(arguments.folder), arguments.tokens)
+        build(str(arguments.folder), arguments.tokens, arguments.build_threads)
         return
     with nullcontext(str(arguments.folder)) if arguments.folder else tempfile.TemporaryDirectory(prefix="rpt-store-") as folder:
-        rows, ratios, built = measure(folder, arguments.tokens, arguments.rounds)
-    write_result("store", rows, ratios, ("duckdb", "polars", "pyarrow", "numpy"), tokens=arguments.tokens, threads=THREADS, built=built)
+        rows, ratios, built = measure(folder, arguments)
+    write_result("store", rows, ratios, ("duckdb", "polars", "pyarrow", "numpy"), tokens=arguments.tokens, built=built)
 
 
-def build(folder: str, tokens: int) -> dict[str, dict[str, Any]]:
+def build(folder: str, tokens: int, threads: int) -> dict[str, dict[str, Any]]:
     """Write the tokens, then the positions, each in a process of its own; what was built before is only described."""
     built = {}
     for part, settings in (("write", {"tokens": tokens}), ("select", {})):
         kept = Path(folder) / f"{part}-{tokens}.json"
         if not kept.exists():
-            given = {"folder": folder, "threads": THREADS, **settings}
-            (found,) = compare([Side(part, f"benchmarks.store_corpus:{part}", given, environment=ENVIRONMENT)], rounds=1, warm=0)
-            write_json(kept, {**found.outcomes[0], "row": found.row()})
+            given = {"folder": folder, "threads": threads, **settings}
+            environment = dict.fromkeys(ENVIRONMENT, str(threads))
+            (found,) = compare([Side(part, f"benchmarks.store_corpus:{part}", given, environment=environment)], rounds=1, warm=0)
+            write_json(kept, {**found.outcomes[0], "row": found.row(threads=threads)})
         built[part] = read_json(kept)
     return built
 
 
-def measure(folder: str, tokens: int, rounds: int) -> tuple[list[dict[str, Any]], dict[str, float], dict[str, Any]]:
-    built = build(folder, tokens)
+def measure(folder: str, arguments: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str, float], dict[str, Any]]:
+    built = build(folder, arguments.tokens, arguments.build_threads)
     settings = {"folder": folder, "document": built["write"]["document"]}
 
     def side(name: str, function: str, **more: str) -> Side:
@@ -119,13 +121,13 @@ def measure(folder: str, tokens: int, rounds: int) -> tuple[list[dict[str, Any]]
     sides = [side(name, "catalog_query", statement=statement) for name, statement in SCANS.items()]
     sides += [side(name, "catalog_query", statement=statement) for name, (_, statement) in QUERIES.items()]
     peers = [side(f"{peer}: {name}", f"{peer}_unsorted", query=name) for name in QUERIES for peer in ("duckdb", "polars")]
-    found = {one.side.name: one for one in compare([*sides, *peers], rounds=rounds)}
+    found = {one.side.name: one for one in compare([*sides, *peers], rounds=arguments.rounds)}
     check(found)
     ratios = {"bytes_per_token": built["write"]["bytes"] / built["write"]["rows"],
               **{f"{name}_vs_scan": found[name].cpu / found[scan].cpu for name, (scan, _) in QUERIES.items()},
               "peak_mib": max(*(part["row"]["peak_mib"] for part in built.values()), *(found[one.name].peak for one in sides))}
     rows = [*(part["row"] for part in built.values()),
-            *(one.row(ours=one.side in sides, answer_rows=one.outcomes[0]["units"]) for one in found.values())]
+            *(one.row(threads=THREADS, ours=one.side in sides, answer_rows=one.outcomes[0]["units"]) for one in found.values())]
     return rows, ratios, built
 
 

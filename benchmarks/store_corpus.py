@@ -7,7 +7,8 @@ ranks go with them. Floats carry their full 24 bits."""
 import itertools
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,8 @@ from rpt_core.store.workspace import Workspace
 
 SCORERS = ("filter", "difficulty")
 VOCABULARY = 151_643
-SHARD_TOKENS = 1_000_000
+CHUNK_TOKENS = 1_000_000  # made at a time
+SHARD_CHUNKS = 4  # of a shard: what score.shard_bytes=14_000_000 gives, which docs/scale.md advises for tables of this size
 MEAN_TOKENS = 500
 # Qwen2's tokenizer on 2.7 M tokens of textbook, novel and mathematics: shares of tokens of 1, 2, … bytes; entropy of the token
 # ids 9.98 bits (the law below: 10.7)
@@ -55,20 +57,27 @@ def _write(folder: Path, tokens: int, threads: int) -> dict[str, Any]:
     doc_ids = sorted(hash_bytes(str(i).encode()) for i in range(n_documents))
     lengths = _lengths(n_documents, per_scorer)
     with pq.ParquetWriter(folder / "unsorted.parquet", TABLES["tokens"].arrow, compression="zstd") as unsorted:
-        for index, (begin, end) in enumerate(_cuts(lengths)):
-            draw = np.random.default_rng([2, index])
+        for shard, chunks in enumerate(_shards(_cuts(lengths))):
             clock = time.perf_counter()
-            shared = _token_columns(draw, doc_ids[begin:end], lengths[begin:end], words[1])
-            clock = _spend(spent, "make", clock)
-            contexts["ingest"].write("documents", _documents(draw, doc_ids[begin:end], shared), index)
-            clock = _spend(spent, "write", clock)
-            for scorer in SCORERS:
-                rows = _scored(draw, scorer, shared)
-                clock = _spend(spent, "make", clock)
-                contexts[f"score.{scorer}"].write("tokens", rows, index)
-                clock = _spend(spent, "write", clock)
-            unsorted.write_table(rows.take(pa.array(draw.permutation(rows.num_rows))))
-            _spend(spent, "unsorted", clock)
+            with ExitStack() as open_shards:
+                documents = open_shards.enter_context(contexts["ingest"].shard("documents", shard))
+                scored = {scorer: open_shards.enter_context(contexts[f"score.{scorer}"].shard("tokens", shard)) for scorer in SCORERS}
+                for index, (begin, end) in chunks:
+                    draw = np.random.default_rng([2, index])
+                    clock = _spend(spent, "write", clock)
+                    shared = _token_columns(draw, doc_ids[begin:end], lengths[begin:end], words[1])
+                    texts = _documents(draw, doc_ids[begin:end], shared)
+                    clock = _spend(spent, "make", clock)
+                    documents.write(texts)
+                    clock = _spend(spent, "write", clock)
+                    for scorer in SCORERS:
+                        rows = _scored(draw, scorer, shared)
+                        clock = _spend(spent, "make", clock)
+                        scored[scorer].write(rows)
+                        clock = _spend(spent, "write", clock)
+                    unsorted.write_table(rows.take(pa.array(draw.permutation(rows.num_rows))))
+                    clock = _spend(spent, "unsorted", clock)
+            _spend(spent, "write", clock)  # what closing the shards takes
     clock = time.perf_counter()
     for scorer in SCORERS:
         contexts[f"score.{scorer}"].write("vocabulary", words[0])
@@ -89,7 +98,7 @@ def _select(workspace: Workspace, threads: int) -> dict[str, Any]:
     config = SelectConfig.build("select", {"memory_mib": 1024, "threads": threads})
     manifest = execute(STAGE, config, workspace, force=True).manifest
     refresh(workspace)
-    made = {name: workspace.table("select", manifest.version, name) for name in ("positions", "eligible_tokens")}
+    made = {name: workspace.table("select", manifest.version, name) for name in STAGE.writes}
     return {**{f"{name}_rows": table.rows for name, table in made.items()},
             **{f"{name}_bytes": table.bytes for name, table in made.items()}}
 
@@ -125,10 +134,17 @@ def _lengths(documents: int, tokens: int) -> np.ndarray:
 
 
 def _cuts(lengths: np.ndarray) -> Iterator[tuple[int, int]]:
-    """Documents [begin, end) of every shard."""
-    shard = (np.cumsum(lengths) - lengths) // SHARD_TOKENS
-    bounds = np.flatnonzero(np.diff(shard)) + 1
+    """Documents [begin, end) of every chunk."""
+    chunk = (np.cumsum(lengths) - lengths) // CHUNK_TOKENS
+    bounds = np.flatnonzero(np.diff(chunk)) + 1
     yield from itertools.pairwise([0, *bounds.tolist(), len(lengths)])
+
+
+def _shards(chunks: Iterable[tuple[int, int]]) -> Iterator[list[tuple[int, tuple[int, int]]]]:
+    """The numbered chunks of every shard."""
+    numbered = enumerate(chunks)
+    while of_shard := list(itertools.islice(numbered, SHARD_CHUNKS)):
+        yield of_shard
 
 
 def _ids(draw: np.random.Generator, count: int) -> np.ndarray:

@@ -17,7 +17,7 @@ Format = Literal["table", "csv", "json", "parquet"]
 
 
 def sql(
-    statement: Annotated[str, typer.Argument(metavar="[QUERY]", help="One SELECT; left out on a terminal: a prompt.")] = "",
+    statement: Annotated[str, typer.Argument(metavar="[QUERY]", help="One SELECT; without it, a terminal gets a prompt.")] = "",
     name: Annotated[str, typer.Option("--name", help="Run the named query instead; `rpt sql --list` lists them.")] = "",
     params: Annotated[list[str], typer.Option("--param", metavar="NAME=VALUE", help="Value of a parameter $NAME.")] = [],  # noqa: B006
     form: Annotated[Format, typer.Option("--format", help="How to print the rows.")] = "table",
@@ -48,7 +48,9 @@ def sql(
         if not sys.stdin.isatty():
             statement = sys.stdin.read()
         else:
-            prompt(workspace, max_rows, timeout_s)
+            from flows.commands import sql_prompt
+
+            sql_prompt.run(workspace, max_rows, timeout_s)
             return
     rows = ask(workspace, statement, name, values, max_rows, timeout_s)
     write_rows(rows, form, output)
@@ -83,25 +85,6 @@ def describe_query(query: Any) -> str:
     for parameter in query.parameters:
         lines.append(f"    --param {parameter.name}={parameter.default}  {parameter.kind}: {parameter.help}")
     return "\n".join(lines)
-
-
-def prompt(workspace: Workspace, max_rows: int, timeout_s: float) -> None:
-    """Queries from a terminal, each ended by a semicolon, until the end of input."""
-    err.print("one SELECT, ended by ; (Ctrl-D leaves). Tables and views: show with  select table_name, comment from duckdb_views();")
-    text = ""
-    while True:
-        try:
-            text += input("rpt> " if not text else "...> ") + "\n"
-        except EOFError:
-            return
-        if not text.strip():
-            text = ""
-        elif text.rstrip().endswith(";"):
-            try:
-                write_rows(ask(workspace, text, "", {}, max_rows, timeout_s), "table", None)
-            except UserError as error:
-                err.print(str(error), style="red", markup=False)
-            text = ""
 
 
 def write_rows(rows: Any, form: Format, output: Path | None) -> None:

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from rpt_core.catalog.connection import identifier, open_duckdb, readable_errors, view_of
 from rpt_core.catalog.ranges import DocumentRange, ShardBounds, shard_bounds
-from rpt_core.catalog.select_config import SelectConfig
+from rpt_core.catalog.select_config import STAGE, SelectConfig
 from rpt_core.store.context import Context
 from rpt_core.store.errors import UserError
 from rpt_core.store.tables import Manifest
@@ -26,7 +26,7 @@ HELD_OUT = ("dev", "test")
 
 def run(config: SelectConfig, context: Context) -> Manifest:
     """Write ``positions``: every eligible position, sorted by document and position, with its difficulty and its sample; and
-    ``eligible_tokens``: the same positions as each scorer saw them, sorted by entropy, for people's queries.
+    for people's queries ``eligible_tokens``, the same positions as each scorer saw them, sorted by entropy, and ``eligible_counts``.
     Raises UserError when the scorers do not agree on the documents' bytes, or a split or sample comes out empty."""
     scratch = context.state / "select"
     scratch.mkdir(exist_ok=True)
@@ -48,12 +48,13 @@ def run(config: SelectConfig, context: Context) -> Manifest:
             by_document = (session.stream("positions", range_number=one.number) for one in ranges)
             _write(context, "positions", itertools.chain.from_iterable(by_document))
             _write(context, "eligible_tokens", session.stream("eligible_tokens"))
+            _write(context, "eligible_counts", session.stream("eligible_counts"))
             context.events.progress(4, 4, "steps", "positions written")
             counts = _counts(session)
     finally:
         connection.close()
     _say(context, counts)
-    return context.commit(counts, tables=("positions", "eligible_tokens"))
+    return context.commit(counts, tables=STAGE.writes)
 
 
 class _Session:

@@ -8,7 +8,7 @@ from pydantic import model_validator
 from rpt_core.store.config import StageConfig, runtime, semantic
 from rpt_core.store.stage import Read, Stage
 
-REVISION = 2  # 2: eligible_tokens
+REVISION = 3  # 2: eligible_tokens; 3: eligible_counts
 
 
 class SelectConfig(StageConfig):
@@ -50,4 +50,4 @@ STAGE = Stage(
            Read("difficulty", "tokens", ("score.difficulty",)),
            Read("vocabulary", "vocabulary", ("score.filter",)),
            Read("difficulty_vocabulary", "vocabulary", ("score.difficulty",))),
-    writes=("positions", "eligible_tokens"), run="rpt_core.catalog.select:run")
+    writes=("positions", "eligible_tokens", "eligible_counts"), run="rpt_core.catalog.select:run")

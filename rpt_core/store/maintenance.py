@@ -4,7 +4,7 @@
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -57,8 +57,8 @@ def list_versions(workspace: Workspace) -> list[VersionInfo]:
     found = []
     for slot in workspace.slots():
         current = workspace.current(slot)
-        for version in workspace.versions(slot):
-            manifest = workspace.manifest(slot, version)
+        for manifest in _manifests(workspace, slot):
+            version = manifest.version
             tables = {name: sum(shard.rows for shard in shards) for name, shards in manifest.tables.items()}
             found.append(VersionInfo(slot, version, "committed", version == current, pinned.get((slot, version), ""), tables,
                                      sum(tables.values()), _size(manifest), manifest.created, manifest.seconds,
@@ -75,6 +75,13 @@ def use(workspace: Workspace, slot: str, version: str) -> None:
     workspace.point(slot, version, by="user")
 
 
+def _manifests(workspace: Workspace, slot: str) -> Iterator[Manifest]:
+    """Manifests of a slot's versions, oldest first; one that is collected meanwhile is passed over."""
+    for version in workspace.versions(slot):
+        with suppress(NotCommitted):
+            yield workspace.manifest(slot, version)
+
+
 def _describe_inputs(inputs: dict[str, list[dict[str, Any]]]) -> Iterator[str]:
     for role, given in inputs.items():
         for one in given:
@@ -86,7 +93,11 @@ def _size(manifest: Manifest) -> int:
 
 
 def _folder_size(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    size = 0
+    for path in folder.rglob("*"):
+        with suppress(FileNotFoundError):  # a shard got its name, or an attempt its commit
+            size += path.stat().st_size if path.is_file() else 0
+    return size
 
 
 # --- pins ---------------------------------------------------------------------------------------------------------
@@ -136,12 +147,18 @@ def verify(workspace: Workspace, slot: str | None = None, version: str | None = 
         raise NotCommitted(f"there is no slot {slot}; `rpt tables` lists what there is.")
     problems: list[Problem] = []
     for one_slot in [slot] if slot else workspace.slots():
-        for one_version in [version] if version else workspace.versions(one_slot):
-            found = _verify_version(workspace, workspace.manifest(one_slot, one_version), on_file or (lambda _: None))
+        for manifest in [workspace.manifest(one_slot, version)] if version else _manifests(workspace, one_slot):
+            found = _verify_version(workspace, manifest, on_file or (lambda _: None))
+            if found and not _exists(workspace, manifest):
+                continue  # collected while it was read
             if found and repair:
-                _take_back(workspace, one_slot, one_version, found)
+                _take_back(workspace, one_slot, manifest.version, found)
             problems += found
     return problems
+
+
+def _exists(workspace: Workspace, manifest: Manifest) -> bool:
+    return (workspace.version_folder(manifest.slot, manifest.version) / "manifest.json").exists()
 
 
 def _verify_version(workspace: Workspace, manifest: Manifest, on_file: Callable[[str], None]) -> list[Problem]:
@@ -310,9 +327,9 @@ def _needed(workspace: Workspace, keep: Iterable[str]) -> set[Version]:
 
 def _garbage(workspace: Workspace, needed: set[Version]) -> Iterator[Collected]:
     for slot in workspace.slots():
-        for version in workspace.versions(slot):
-            if (slot, version) not in needed:
-                yield Collected(slot, version, "committed", _size(workspace.manifest(slot, version)))
+        for manifest in _manifests(workspace, slot):
+            if (slot, manifest.version) not in needed:
+                yield Collected(slot, manifest.version, "committed", _size(manifest))
     for slot, folder in workspace.running():
         yield Collected(slot, folder.name, "left over", _folder_size(folder))
 
@@ -322,8 +339,10 @@ def _ancestors(inputs: dict[str, list[dict[str, Any]]]) -> list[Version]:
 
 
 def _begun(folder: Path) -> dict[str, list[dict[str, Any]]]:
-    path = folder / "begun.json"
-    return read_json(path)["inputs"] if path.exists() else {}
+    try:
+        return read_json(folder / "begun.json")["inputs"]
+    except FileNotFoundError:
+        return {}
 
 
 def _identity_lock(workspace: Workspace, slot: str, version: str) -> Path:

@@ -27,6 +27,7 @@ class TableSchema:
     comment: str
     keys: tuple[str, ...]
     columns: tuple[Column, ...]
+    group_bytes: int = 16 << 20  # of a row group at most: all of it is read to find one row
 
     @property
     def arrow(self) -> pa.Schema:
@@ -37,10 +38,10 @@ class TableSchema:
         return tuple(c.name for c in self.columns if c.volatile)
 
 
-def _table(name: str, comment: str, keys: str, *columns: tuple, encodings: dict[str, str] | None = None) -> TableSchema:
+def _table(name: str, comment: str, keys: str, *columns: tuple, encodings: dict[str, str] | None = None, **more: int) -> TableSchema:
     encodings = encodings or {}
     found = tuple(Column(*c) if c[0] not in encodings else Column(*c, encoding=encodings[c[0]]) for c in columns)
-    return TableSchema(name, comment, tuple(keys.split()), found)
+    return TableSchema(name, comment, tuple(keys.split()), found, **more)
 
 
 _s, _i8, _i16, _i32, _i64 = pa.string(), pa.int8(), pa.int16(), pa.int32(), pa.int64()
@@ -54,7 +55,8 @@ _ALL = (
            ("text", _s, "The document, UTF-8."),
            ("n_bytes", _i64, "Length of the text in bytes."),
            ("meta", _s, "JSON object with the source's other fields."),
-           ("item_keys", pa.list_(_s), "Keys of the generator's items in this document; empty for natural text.")),
+           ("item_keys", pa.list_(_s), "Keys of the generator's items in this document; empty for natural text."),
+           group_bytes=1 << 20),
     _table("questions", "One question with a checkable answer, or a multiple-choice item.", "question_id",
            ("question_id", _s, "Hash of source, question and options, or the source's own id."),
            ("source", _s, "Where it came from; generated items say so."),
@@ -116,6 +118,12 @@ _ALL = (
            ("selected", _s, "Sample the position belongs to: train, dev, test, or '' for none."),
            encodings={"entropy": BYTES_APART, "position": DIFFERENCES, "byte_start": DIFFERENCES, "byte_len": BYTES_APART,
                       "token_id": BYTES_APART}),
+    _table("eligible_counts", "How many eligible positions of one split a scorer's entropy puts into one tenth of a nat: a threshold's "
+           "count is a sum of these and of a part of one tenth of eligible_tokens.", "scorer split tenth",
+           ("scorer", _s, "filter or difficulty."),
+           ("split", _s, "The documents' split."),
+           ("tenth", _i16, "floor(10 * entropy), in single precision: 12 holds 1.2 up to 1.3 nats."),
+           ("tokens", _i64, "Eligible positions.")),
     _table("checkpoints", "One saved model.", "checkpoint_id",
            ("checkpoint_id", _s, "Hash of kind, step and weights (16 hex digits)."),
            ("parent_id", _s, "Checkpoint the run started from; '' for none."),

@@ -19,7 +19,6 @@ from rpt_core.store.schemas import DICTIONARY, TABLES, Column
 
 READ_ONLY = 0o444
 ROW_GROUP_ROWS = 131_072  # what a query for one document reads of a token table
-ROW_GROUP_BYTES = 16 << 20  # or less, where rows hold text
 DIGEST_ROWS = 65_536
 
 
@@ -91,8 +90,8 @@ def conform(name: str, data: pa.Table | Sequence[dict[str, Any]]) -> pa.Table:
 
 
 class ShardWriter:
-    """Streams rows into one shard; use through ``Context.shard``. Row groups have ROW_GROUP_ROWS rows (fewer where rows are wide),
-    however the rows arrive."""
+    """Streams rows into one shard; use through ``Context.shard``. Row groups have ROW_GROUP_ROWS rows however the rows arrive, or
+    about the table's ``group_bytes`` bytes where rows are wide."""
 
     def __init__(self, table: str, path: Path):
         self.table = table
@@ -115,13 +114,14 @@ class ShardWriter:
         self._held.append(part)
         self._held_rows += part.num_rows
         self._held_bytes += part.nbytes
-        if self._held_rows >= ROW_GROUP_ROWS or self._held_bytes >= ROW_GROUP_BYTES:
+        if self._held_rows >= ROW_GROUP_ROWS or self._held_bytes >= TABLES[self.table].group_bytes:
             self._flush(last=False)
 
     def _flush(self, last: bool) -> None:
         held = pa.concat_tables(self._held)
-        whole = held.num_rows if last or held.num_rows < ROW_GROUP_ROWS else held.num_rows - held.num_rows % ROW_GROUP_ROWS
-        self._writer.write_table(held.slice(0, whole), row_group_size=ROW_GROUP_ROWS)
+        group_rows = min(ROW_GROUP_ROWS, max(1, held.num_rows * TABLES[self.table].group_bytes // max(1, held.nbytes)))
+        whole = held.num_rows if last else held.num_rows - held.num_rows % group_rows
+        self._writer.write_table(held.slice(0, whole), row_group_size=group_rows)
         rest = held.slice(whole)
         self._held, self._held_rows, self._held_bytes = [rest] if rest.num_rows else [], rest.num_rows, rest.nbytes
 

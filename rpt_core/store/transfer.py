@@ -16,26 +16,32 @@ from rpt_core.store.locks import lock
 from rpt_core.store.tables import READ_ONLY
 from rpt_core.store.workspace import Workspace
 
+BEGUN = "push.begun.json"  # beside a version that is being pushed: what its files are going to be
 Listener = Callable[[str, int, int], object]  # file, its number, of how many
 
 
 def push(workspace: Workspace, slot: str, version: str, url: str, *, ancestors: bool = False, on_file: Listener | None = None) -> list[str]:
-    """Copy a version, and with ``ancestors`` everything it was made from, to ``url``. Files already there are not sent again.
-    Returns the versions sent, "slot@version". Raises Corrupt for a file that no longer matches its manifest."""
+    """Copy a version, and with ``ancestors`` everything it was made from, to ``url``. Files that an earlier push of the same build
+    left there are not sent again, and what a whole version has lost is. Returns the versions sent or mended, "slot@version".
+    Raises Corrupt for a file that no longer matches its manifest."""
     storage, root = _open(url)
     sent = []
     for one_slot, one_version in _lineage(lambda *one: _local_manifest(workspace, *one), slot, version, ancestors):
         manifest = _local_manifest(workspace, one_slot, one_version)
         folder, target = workspace.version_folder(one_slot, one_version), _remote_folder(root, one_slot, one_version)
-        if storage.exists(f"{target}/manifest.json"):
-            if _contents(_remote_manifest(storage, url, root, one_slot, one_version)) != _contents(manifest):
-                raise UserError(f"{url} holds another build of {one_slot}@{one_version}; push to another place.")
-            continue
         files = _contents(manifest)
-        for number, (name, (size, digest)) in enumerate(sorted(files.items()), 1):
-            if sha256_file(folder / name) != digest:
+        whole = storage.exists(f"{target}/manifest.json")
+        if whole and _contents(_remote_manifest(storage, url, root, one_slot, one_version)) != files:
+            raise UserError(f"{url} holds another build of {one_slot}@{one_version}; push to another place.")
+        missing = _not_there(storage, target, files, whole)
+        if whole and not missing:
+            continue
+        storage.makedirs(target, exist_ok=True)
+        storage.pipe_file(f"{target}/{BEGUN}", json.dumps(files, sort_keys=True).encode())
+        for number, (name, (_, digest)) in enumerate(sorted(files.items()), 1):
+            if not (folder / name).exists() or sha256_file(folder / name) != digest:
                 raise Corrupt(f"{one_slot}@{one_version} {name} no longer matches its checksum; `rpt tables verify` tells more.")
-            if not (storage.exists(f"{target}/{name}") and storage.size(f"{target}/{name}") == size):
+            if name in missing:
                 storage.makedirs(str(PurePosixPath(f"{target}/{name}").parent), exist_ok=True)
                 storage.put_file(str(folder / name), f"{target}/{name}")
             if on_file:
@@ -43,8 +49,22 @@ def push(workspace: Workspace, slot: str, version: str, url: str, *, ancestors: 
         for name in ("events.jsonl", "manifest.json"):
             if (folder / name).exists():
                 storage.put_file(str(folder / name), f"{target}/{name}")
+        storage.rm_file(f"{target}/{BEGUN}")
         sent.append(f"{one_slot}@{one_version}")
     return sent
+
+
+def _not_there(storage: Any, target: str, files: dict[str, tuple[int, str]], whole: bool) -> set[str]:
+    """Files to send: those that are not there in their size; all, where what is there may be of another build."""
+    if not whole:
+        try:
+            begun = json.loads(storage.cat_file(f"{target}/{BEGUN}"))
+        except (FileNotFoundError, ValueError):
+            return set(files)
+        if begun != json.loads(json.dumps(files)):
+            return set(files)
+    return {name for name, (size, _) in files.items()
+            if not (storage.exists(f"{target}/{name}") and storage.size(f"{target}/{name}") == size)}
 
 
 def pull(workspace: Workspace, url: str, slot: str, version: str, *, ancestors: bool = False, on_file: Listener | None = None) -> list[str]:
@@ -86,7 +106,7 @@ def _fetch(storage: Any, source: str, manifest: dict[str, Any], incoming: Path, 
         except FileNotFoundError:
             raise Corrupt(f"{source}/{name} is missing; push the version again.") from None
         if path.stat().st_size != size or sha256_file(path) != digest:
-            raise Corrupt(f"{source}/{name} does not match its checksum; push the version again.")
+            raise Corrupt(f"{source}/{name} does not match its checksum; remove it there and push the version again.")
         path.chmod(READ_ONLY)
         if on_file:
             on_file(name, number, len(files))

@@ -10,6 +10,7 @@ A slot is a stage, or a stage under a name: ``ingest``, ``score.filter``, ``cont
 import os
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from rpt_core.store.errors import NotCommitted, UserError
@@ -55,12 +56,13 @@ class Workspace:
         return sorted(entry.name for entry in folder.iterdir() if entry.is_dir()) if folder.exists() else []
 
     def versions(self, slot: str) -> list[str]:
-        """Committed versions of a slot, oldest first."""
+        """Committed versions of a slot, oldest first; what is collected while they are read is left out."""
         folder = self.path / "versions" / slot
-        if not folder.exists():
-            return []
-        found = [entry for entry in folder.iterdir() if (entry / "manifest.json").exists()]
-        return [entry.name for entry in sorted(found, key=lambda entry: (read_json(entry / "manifest.json")["created"], entry.name))]
+        found = []
+        for entry in folder.iterdir() if folder.exists() else ():
+            with suppress(FileNotFoundError, NotADirectoryError):
+                found.append((read_json(entry / "manifest.json")["created"], entry.name))
+        return [name for _, name in sorted(found)]
 
     def running(self) -> Iterator[tuple[str, Path]]:
         """(slot, folder) of versions begun and not committed."""
@@ -70,10 +72,10 @@ class Workspace:
                     yield slot, entry
 
     def manifest(self, slot: str, version: str) -> Manifest:
-        path = self.version_folder(slot, version) / "manifest.json"
-        if not path.exists():
-            raise NotCommitted(f"{slot}@{version} is not committed; `rpt tables` lists what is.")
-        return Manifest.from_json(read_json(path))
+        try:
+            return Manifest.from_json(read_json(self.version_folder(slot, version) / "manifest.json"))
+        except FileNotFoundError:
+            raise NotCommitted(f"{slot}@{version} is not committed; `rpt tables` lists what is.") from None
 
     def table(self, slot: str, version: str, name: str) -> Table:
         manifest = self.manifest(slot, version)

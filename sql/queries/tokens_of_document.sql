@@ -6,10 +6,9 @@ WITH chosen AS (
         documents.doc_id,
         encode(documents.text) AS bytes
     FROM documents
-    WHERE documents.doc_id = coalesce(nullif($doc_id, ''), (
-        SELECT min(tokens.doc_id) FROM tokens
-        WHERE $doc_id = ''  -- a scan of the column that a named document does not need
-    ))
+    WHERE $doc_id = '' OR documents.doc_id = $doc_id
+    ORDER BY documents.doc_id
+    LIMIT 1
 )
 
 SELECT

@@ -51,6 +51,8 @@ def test_every_snippet_of_the_page_runs(workspace, number, monkeypatch, tmp_path
     elif "counts" in names:
         assert 0 < sum(row["n"] for row in names["counts"].to_pylist()) < total
         assert names["curve"].num_rows > 0
+    elif "by_tenth" in names:
+        assert names["by_tenth"]["tokens"].sum() == total
     else:
         assert names["hardest"].num_rows == 10
 

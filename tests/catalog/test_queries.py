@@ -2,12 +2,15 @@
 
 import math
 import os
+from collections import Counter
 from typing import Any
 
 import duckdb
 import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from rpt_core.catalog import catalog
 from rpt_core.catalog.catalog import MARTS, refresh
@@ -247,12 +250,55 @@ def test_eligible_tokens_are_the_positions_by_both_scorers_in_the_order_of_entro
         assert texts[row["doc_id"]][row["byte_start"]:][: row["byte_len"]] == corpus.VOCABULARY[row["token_id"]]
 
 
-def test_tokens_above_a_threshold_are_counted_by_split(filled):
-    workspace, positions = filled
+def test_tokens_above_any_threshold_are_counted_by_split(opened):
+    """Thresholds between tenths, at them, at entropies that occur and just beside them, below and above all."""
+    connection, positions = opened
+    statement = load("queries/tokens_above_threshold")
+    edges = [n / 10 for n in range(28)] + [float(np.float32(n) / np.float32(10)) for n in range(28)]
     for scorer, column in (("filter", "filter_entropy"), ("difficulty", "entropy")):
-        found = run_named(workspace, "tokens_above_threshold", {"scorer": scorer, "min_entropy": 1.25}).to_pylist()
-        above = [p for p in positions if p[column] > 1.25]
-        assert found == [{"split": split, "tokens": sum(p["split"] == split for p in above)} for split in ("dev", "test", "train")]
+        seen = [p[column] for p in positions[:20]]
+        for threshold in [-1.0, 1.25, 3.0, *edges, *seen, *np.nextafter(seen, 0), *np.nextafter(edges, 9)]:
+            found = connection.execute(statement, {"scorer": scorer, "min_entropy": float(threshold)}).fetchall()
+            above = Counter(p["split"] for p in positions if p[column] > threshold)
+            assert found == sorted(above.items()), threshold
+
+
+def test_counts_of_tenths_hold_every_eligible_position_of_each_scorer(opened):
+    connection, positions = opened
+    found = {(row["scorer"], row["split"], row["tenth"]): row["tokens"] for row in rows(connection, "FROM eligible_counts")}
+    assert found == Counter((scorer, p["split"], math.floor(np.float32(p[column]) * np.float32(10))) for p in positions
+                            for scorer, column in (("filter", "filter_entropy"), ("difficulty", "entropy")))
+
+
+CHARACTERS = st.sampled_from(["a", " ", "\n", "\x00", "\x7f", "\x80", "é", "\u07ff", "\u0800", "日", "\uffff", "🙂", "\U0010ffff"])
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.tuples(st.text(CHARACTERS | st.characters(exclude_categories=["Cs"]), max_size=120), st.integers(0, 400),
+                          st.integers(1, 9)), min_size=1, max_size=40))
+def test_text_of_bytes_is_cut_at_characters_only(filled, given_ranges):
+    ranges = pa.table({"number": range(len(given_ranges)), "text": [text for text, _, _ in given_ranges],
+                      "start": pa.array([start % (len(text.encode()) + 1) for text, start, _ in given_ranges], pa.int32()),
+                      "length": pa.array([length for _, _, length in given_ranges], pa.int16())})
+    refresh(filled[0])
+    with duckdb.connect(str(filled[0].catalog_path), read_only=True) as connection:
+        connection.register("given_ranges", ranges)
+        found = rows(connection, "SELECT text_of(encode(text), start, length) AS token, text_before(encode(text), start) AS context "
+                                 "FROM given_ranges ORDER BY number")
+    for one, row in zip(ranges.to_pylist(), found, strict=True):
+        data, start = one["text"].encode(), one["start"]
+        whole = decoded(data[:start]) is not None  # else the range begins inside a character
+        expected = decoded(data[start : start + one["length"]]) if whole else None
+        assert row["token"] == ("\ufffd" if expected is None else expected)
+        contexts = [decoded(data[max(0, start - length) : start]) for length in (80, 79, 78, 77)]
+        assert row["context"] == next((text for text in contexts if text is not None), None)
+
+
+def decoded(data: bytes) -> str | None:
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return None
 
 
 def test_a_document_is_shown_token_by_token(filled):

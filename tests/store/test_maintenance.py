@@ -1,13 +1,16 @@
 """Listing, verifying, pointing, collecting, pushing and pulling versions."""
 
+import json
 import multiprocessing
 import os
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 
 from rpt_core.store import maintenance
+from rpt_core.store import workspace as workspace_module
 from rpt_core.store.context import Context
 from rpt_core.store.errors import Corrupt, NotCommitted, UserError
 from rpt_core.store.events import read_events
@@ -15,6 +18,7 @@ from rpt_core.store.files import digest_json, read_json, sha256_file
 from rpt_core.store.locks import lock
 from rpt_core.store.stage import Stage, execute
 from rpt_core.store.tables import Manifest
+from rpt_core.store.transfer import BEGUN
 from rpt_core.store.workspace import UNLISTED, Workspace
 from tests.helpers import commit_table
 from tests.store.test_shards_and_identity import Config, question, write_questions
@@ -319,6 +323,55 @@ def test_a_damaged_file_is_refused_on_pull_and_leaves_nothing(workspace, tmp_pat
         maintenance.pull(other, str(tmp_path / "remote"), "ingest", version)
     assert other.versions("ingest") == []
     assert not any(path.is_file() for path in other.path.rglob("*.parquet"))
+    if damage == "flip":  # of the right size: nobody can tell without reading it
+        path.unlink()
+    assert maintenance.push(workspace, "ingest", version, str(tmp_path / "remote")) == [f"ingest@{version}"], "what is lost is sent again"
+    assert maintenance.pull(other, str(tmp_path / "remote"), "ingest", version) == [f"ingest@{version}"]
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_what_a_push_left_is_kept_only_where_it_was_of_this_build(workspace, tmp_path, same, monkeypatch):
+    version = commit(workspace, "ingest")
+    remote, sent = tmp_path / "remote", []
+    maintenance.push(workspace, "ingest", version, str(remote))
+    (shard,), (manifest,) = remote.rglob("00000.parquet"), remote.rglob("manifest.json")
+    described = json.loads(manifest.read_text())
+    files = {name: [one["bytes"], one["sha256"]] for name, one in described["files"].items()}
+    files |= {one["file"]: [one["bytes"], one["sha256"]] for table in described["tables"].values() for one in table["shards"]}
+    manifest.unlink()
+    if not same:
+        files["tables/questions/00000.parquet"][1] = "0" * 64
+        shard.chmod(0o644)
+        shard.write_bytes(b"\0" * shard.stat().st_size)
+    manifest.with_name(BEGUN).write_text(json.dumps(files))
+    put = LocalFileSystem.put_file
+    monkeypatch.setattr(LocalFileSystem, "put_file", lambda self, *paths, **more: (sent.append(paths[1]), put(self, *paths, **more)))
+    maintenance.push(workspace, "ingest", version, str(remote))
+    assert any(name.endswith("00000.parquet") for name in sent) is not same
+    assert not list(remote.rglob(BEGUN))
+    maintenance.pull(Workspace(tmp_path / "other"), str(remote), "ingest", version)
+
+
+def test_listing_checking_and_refreshing_pass_over_what_is_collected_meanwhile(workspace, monkeypatch):
+    """gc renames a manifest between the look at a folder and the reading of it."""
+    kept, gone = commit(workspace, "ingest", "a"), commit(workspace, "ingest", "b")
+    read = workspace_module.read_json
+    folder = workspace.version_folder("ingest", gone)
+
+    def vanishing(path: Path):
+        found = read(path)
+        if path == folder / "manifest.json":
+            path.rename(folder / "manifest.removed.json")
+        return found
+
+    for look in (lambda: [info.version for info in maintenance.list_versions(workspace) if info.state == "committed"],
+                 lambda: [problem.file for problem in maintenance.verify(workspace)],
+                 lambda: [one.version for one in maintenance.gc(workspace) if one.state == "committed"]):
+        with monkeypatch.context() as patched:
+            patched.setattr(workspace_module, "read_json", vanishing)
+            assert gone not in look()
+        (folder / "manifest.removed.json").rename(folder / "manifest.json")
+    assert workspace.versions("ingest") == [kept, gone]
 
 
 def test_a_damaged_shard_is_not_pushed(workspace, tmp_path):
