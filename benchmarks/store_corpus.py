@@ -28,7 +28,7 @@ from rpt_core.store.workspace import Workspace
 SCORERS = ("filter", "difficulty")
 VOCABULARY = 151_643
 CHUNK_TOKENS = 1_000_000  # made at a time
-SHARD_CHUNKS = 4  # of a shard: what score.shard_bytes=14_000_000 gives, which docs/scale.md advises for tables of this size
+SHARD_CHUNKS = 4  # of a shard: what score.shard_bytes=14_000_000 gives, which docs/sql.md advises for tables of this size
 MEAN_TOKENS = 500
 # Qwen2's tokenizer on 2.7 M tokens of textbook, novel and mathematics: shares of tokens of 1, 2, … bytes; entropy of the token
 # ids 9.98 bits (the law below: 10.7)

@@ -1,11 +1,13 @@
 """The prompt of `rpt sql`, in a terminal of its own: statements over several lines, commands, history, and every way out."""
 
+import fcntl
 import os
 import pty
 import select
 import signal
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 
@@ -20,7 +22,8 @@ class Terminal:
         self.master, slave = pty.openpty()
         environment = {**os.environ, "RPT_HOME": str(home / "ws"), "HOME": str(home), "TERM": "dumb", "PYTHONPATH": str(ROOT)}
         self.child = subprocess.Popen([sys.executable, "-c", "from flows.cli import main; main()", "sql"], stdin=slave, stdout=slave,
-                                      stderr=slave, cwd=ROOT, env=environment, start_new_session=True)
+                                      stderr=slave, cwd=ROOT, env=environment, start_new_session=True,
+                                      preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0))  # so that Ctrl-C is a signal
         os.close(slave)
         self.said = ""
 
@@ -72,10 +75,9 @@ def test_a_session_answers_goes_on_after_errors_and_is_remembered(tmp_path):
         terminal.ask(".query tokens_above_threshold min_entropi=2", "did you mean min_entropy?")
         terminal.ask("drop table documents;", "only SELECT")
         terminal.ask(".format xml", ".help lists them")
-        terminal.ask(".format json", "")
-        terminal.send("select half")
-        terminal.send("\x03")
-        terminal.until("rpt> ")
+        for typed in (".format json\n", "select half\x03"):
+            terminal.send(typed)
+            terminal.until("rpt> ")
         assert '"n": 43' in terminal.ask("select 43 as n;", '"n": 43'), "Ctrl-C dropped what was typed, and only that"
         assert terminal.leave() == 0
     finally:
