@@ -32,4 +32,4 @@ SELECT
     sum(tokens)::BIGINT AS tokens
 FROM scored
 GROUP BY scorer, split, tenth
-ORDER BY scorer, split, tenth DESC
+ORDER BY scorer ASC, split ASC, tenth DESC
