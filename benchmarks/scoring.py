@@ -16,7 +16,7 @@ from typing import Any
 
 from benchmarks.harness import Measured, Side, compare, write_result
 
-WINDOW = 2048  # tokens; longer documents are left out, so that every side reads each document whole and once
+WINDOW = 512  # tokens; longer documents are left out, so that every side reads each document whole and once
 VOCABULARY = 8192
 # hidden size, MLP size, layers, heads, heads of keys; tied embeddings
 SHAPES = {"5m": (256, 704, 4, 4, 2), "50m": (640, 1728, 10, 10, 5), "1.5b": (1536, 8960, 28, 12, 2), "1m": (128, 352, 2, 2, 1)}
@@ -36,7 +36,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--documents", default="", help="JSON lines with problem and solution, or text; blank: sample data, else generated")
     parser.add_argument("--dtypes", default=",".join(DTYPES))
     parser.add_argument("--vllm", default="", help="Python with vLLM installed; blank leaves that side out")
-    parser.add_argument("--vllm-models", default="5m", help="models that vLLM scores too")
     parser.add_argument("--scale", type=float, default=1.0, help="multiplies the tokens scored")
     parser.add_argument("--linear", action="store_true", help="measure how cost grows with the number of tokens instead")
     parser.add_argument("--workers", action="store_true", help="measure two workers against one instead")
@@ -63,11 +62,10 @@ def speed(folder: Path, texts: list[str], tokenizer: Any, options: argparse.Name
                      Side("plain", "benchmarks.scoring:plain", {**given, "documents": str(documents)}, environment=environment),
                      Side("matmul limit", "benchmarks.scoring:products", {"shape": name, "dtype": dtype, "threads": options.threads},
                           environment=environment)]
-            if options.vllm and name in options.vllm_models.split(","):
+            if options.vllm:
                 here = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}  # its CPU seconds are this side's
-                sides += [Side(side, "benchmarks.scoring:vllm", {**given, "prompts": str(folder / "few.json"), "detokenize": detokenize},
-                               options.vllm, environment={**environment, **here})
-                          for side, detokenize in (("vllm", True), ("vllm, ids alone", False))]
+                sides.append(Side("vllm", "benchmarks.scoring:vllm", {**given, "prompts": str(folder / "few.json")}, options.vllm,
+                                  environment={**environment, **here}))
             measured = {one.side.name: one for one in compare(sides, options.rounds)}
             needed = needed_flops(model, lengths)
             speeds = {side: tokens_per_second(one, needed / sum(lengths)) for side, one in measured.items()}
@@ -77,9 +75,8 @@ def speed(folder: Path, texts: list[str], tokenizer: Any, options: argparse.Name
             suffix = name if dtype == "float32" else f"{name}_{dtype}"
             ratios[f"of_gemm_limit_{suffix}"] = speeds["ours"][0] / speeds["matmul limit"][0]
             ratios[f"speed_vs_plain_{suffix}"] = speeds["ours"][0] / speeds["plain"][0]
-            for side, ratio in (("vllm", "speed_vs_vllm"), ("vllm, ids alone", "speed_vs_vllm_ids")):
-                if side in speeds:
-                    ratios[f"{ratio}_{suffix}"] = speeds["ours"][0] / speeds[side][0]
+            if "vllm" in speeds:
+                ratios[f"speed_vs_vllm_{suffix}"] = speeds["ours"][0] / speeds["vllm"][0]
             agree(measured)
     write_result("scoring", rows, ratios, PACKAGES, window=WINDOW, vocabulary=VOCABULARY)
 
@@ -346,9 +343,8 @@ def products(shape: str, dtype: str, threads: int, device: str = "cpu", rows: in
     return work
 
 
-def vllm(model: str, dtype: str, threads: int, prompts: str, detokenize: bool) -> Callable[[], dict[str, Any]]:
-    """``prompt_logprobs=16`` of ready token ids; one token must be generated. ``detokenize`` is vLLM's default: the sixteen likeliest
-    entries of every token as text too. Eager: to compile takes minutes and is not what costs."""
+def vllm(model: str, dtype: str, threads: int, prompts: str) -> Callable[[], dict[str, Any]]:
+    """``prompt_logprobs=16`` of ready token ids; one token must be generated. Eager: to compile takes minutes and is not what costs."""
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
     import vllm as library
 
@@ -356,7 +352,7 @@ def vllm(model: str, dtype: str, threads: int, prompts: str, detokenize: bool) -
                          disable_log_stats=True, enforce_eager=True)
     ids = json.loads(Path(prompts).read_text())
     given = [library.TokensPrompt(prompt_token_ids=one) for one in ids]
-    sampling = library.SamplingParams(max_tokens=1, prompt_logprobs=16, detokenize=detokenize)
+    sampling = library.SamplingParams(max_tokens=1, prompt_logprobs=16, detokenize=False)
 
     def work() -> dict[str, Any]:
         found = engine.generate(given, sampling, use_tqdm=False)
