@@ -72,6 +72,5 @@ def put(client: SyncPrefectClient, automation: AutomationCore) -> None:
 
 def without_ids(automation: AutomationCore) -> dict[str, Any]:
     """What an automation does, and neither its ids nor whether someone switched it off."""
-    trigger = automation.trigger.model_dump(mode="json", exclude={"id"})
-    actions = [action.model_dump(mode="json", exclude={"id"}) for action in automation.actions]
-    return {"description": automation.description, "trigger": trigger, "actions": actions}
+    actions = [action.model_dump(exclude={"id"}) for action in automation.actions]  # as Python: sets have no order
+    return {"description": automation.description, "trigger": automation.trigger.model_dump(exclude={"id"}), "actions": actions}

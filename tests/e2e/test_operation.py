@@ -55,10 +55,9 @@ def test_a_cancelled_run_has_ended_its_processes_within_15_seconds_and_its_stage
     assert len(below) >= 4, "the run, torchrun's agent and two ranks"
     begun = time.monotonic()
     stack.get(f"/flow_runs/{run}/set_state", {"state": {"type": "CANCELLING", "name": "Cancelling"}})
-    stack.wait_for(lambda: not any(alive(pid) for pid in below), "the end of every child process", 40)
+    stack.wait_for(lambda: not any(alive(pid) for pid in below), "the end of every child process")
     seconds = time.monotonic() - begun
     print(f"{len(below)} processes ended after {seconds:.1f} s")
-    assert seconds < 15
     assert stack.ended(run)["state"]["type"] == "CANCELLED"
     assert stack.worker.poll() is None
     ((slot, folder),) = [(slot, folder) for slot, folder in stack.workspace.running() if slot == "pretrain"]
@@ -71,6 +70,7 @@ def test_a_cancelled_run_has_ended_its_processes_within_15_seconds_and_its_stage
     assert manifest.attempts == 2
     said = stack.logs(again["id"])
     assert any(f"pretrain goes on from step {step}" in said for step in range(2, done + 1))
+    assert seconds < 15  # last, because a machine with much else to do is slower, and the rest holds there too
 
 
 def alive(pid: int) -> bool:
