@@ -256,7 +256,7 @@ def page(results: dict[str, Any]) -> str:
     ran = list(results["cells"].values())
     green, missing = sum(entry["outcome"] == "ok" for entry in ran), len(slots) * len(COMPONENTS) - len(ran)
     left = ", ".join(name for names in results["left_running"].values() for name in names)
-    left = left or ("none" if results["left_running"] else "not looked at")
+    left = f"{left or 'none'} (looked for after: {', '.join(results['left_running'])})" if results["left_running"] else "not looked for"
     lines.append(f"\n{green} of {len(ran)} cells that were run are green; {missing} were not run. Runs left without an end: {left}. "
                  f"Last run: {results['date'] or 'never'}.")
     return "\n".join(lines)
