@@ -250,8 +250,8 @@ def page(results: dict[str, Any]) -> str:
         cells = []
         for component in COMPONENTS:
             found = results["cells"].get(f"{slot} {component}")
-            early = found["at"] == "begin" if found else False
-            cells.append(" · ".join(filter(None, [found["outcome"], early and "at its beginning", found["note"]])) if found else "not run")
+            early = "at its beginning" if found and found["at"] == "begin" else ""
+            cells.append(" · ".join(filter(None, [found["outcome"], early, found["note"]])) if found else "not run")
         lines.append(f"| `{slot}` | " + " | ".join(cells) + " |")
     ran = list(results["cells"].values())
     green, missing = sum(entry["outcome"] == "ok" for entry in ran), len(slots) * len(COMPONENTS) - len(ran)
