@@ -263,16 +263,17 @@ def staged(folder: str, model: str, documents: str, workers: int) -> Callable[[]
 
     from rpt_core.store.context import Context
     from rpt_core.store.stage import execute
-    from rpt_core.store.tables import Manifest
+    from rpt_core.store.tables import Manifest, hash_bytes
     from rpt_core.store.workspace import Workspace
     from rpt_core.tokens.score_config import STAGE, ScoreConfig
 
     workspace, rows = Workspace(Path(folder)), pq.read_table(documents)
-    context = Context(workspace, Manifest("ingest", "ingest", "benchmark", "benchmark-1", 1, {}, {}, {}), {}, {})
+    identity = hash_bytes(b"benchmark")
+    context = Context(workspace, Manifest("ingest", "ingest", identity, f"{identity}-1", 1, {}, {}, {}), {}, {})
     context.write("documents", rows, 0)
     context.commit({}, tables=("documents", "questions"))
     context.close()
-    workspace.point("ingest", "benchmark-1")
+    workspace.point("ingest", f"{identity}-1")
     text_bytes = sum(map(len, rows["text"].to_pylist()))
     config = ScoreConfig.build("score", {"name": "filter", "model": model, "window": WINDOW, "shard_bytes": text_bytes // WORKERS_SHARDS,
                                          "device": "cpu", "workers": workers})

@@ -153,7 +153,7 @@ def ray_head(python, folder):
                                  "4", "--node-ip-address", "127.0.0.1", "--port", str(ports[0]), "--dashboard-host", "127.0.0.1",
                                  "--dashboard-port", str(ports[1])], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
     try:
-        address, end = f"http://127.0.0.1:{ports[1]}", time.monotonic() + 120
+        address, end = f"http://127.0.0.1:{ports[1]}", time.monotonic() + 500
         while True:
             try:
                 urllib.request.urlopen(f"{address}/api/version", timeout=5).close()

@@ -106,7 +106,7 @@ def test_verls_tracker_joins_the_run_it_is_told(verl):
 @pytest.mark.parametrize(("setting", "sentence"), [
     ("actor_rollout_ref.rollout.tensor_model_paralel_size=2", "tensor_model_paralel_size"),
     ("trainer.nodes=2", "Could not override 'trainer.nodes'"),
-    ("actor_rollout_ref.rollout.n=[", "verl refuses a setting"),
+    ("actor_rollout_ref.rollout.top_p=[", "verl refuses a setting"),
 ])
 def test_verl_refuses_unknown_keys_and_values_it_cannot_read(tmp_path, verl_python, setting, sentence):
     world = exported(tmp_path / "ws", tmp_path / "out", verl_settings=[setting])
