@@ -149,6 +149,8 @@ def parse_study(name: str, values: Any, slots: tuple[str, ...]) -> Study:
     """The section ``study:`` of a profile: ``seeds`` (of every arm that names none of its own) and ``arms`` (name: overrides)."""
     if not isinstance(values, dict) or set(values) - {"seeds", "arms"}:
         raise UserError(f"the section study of the profile {name} holds `seeds:` and `arms:`, nothing else.")
+    if "evaluate" not in slots:
+        raise UserError(f"the profile {name} has a study, whose page is made of what evaluate finds; add evaluate to its stages.")
     seeds, arms = values.get("seeds", [0]), values.get("arms") or {"main": None}
     if not isinstance(arms, dict) or not arms:
         raise UserError(f"the arms of the study {name} must be `name: settings` lines.")

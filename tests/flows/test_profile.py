@@ -135,6 +135,11 @@ def test_a_wrong_study_is_refused_in_one_sentence(study, sentence):
         profile(study=study)
 
 
+def test_a_study_without_evaluate_is_refused_before_anything_runs():
+    with pytest.raises(UserError, match="add evaluate to its stages"):
+        parse_profile("test", {"stages": ["ingest"], "study": {"seeds": [0]}})
+
+
 def test_a_profile_that_extends_another_keeps_its_sections_setting_by_setting(tmp_path):
     from flows.profile import Profile
 
