@@ -16,7 +16,8 @@ KIND_NAMES = {kind: kind.replace("latex", "LaTeX").replace("_", " ") for kind in
 ANSWERED = ("checkpoint_id", "question_id", "sample", "correct")  # columns of ``answers`` that Table 2 needs
 FINETUNE_NAMES = {"base": "base model", "ntp": "base + continual NTP", "rpt": "RPT"}
 NAMES = {"base": "base model", "before": "before RPT", "after": "after RPT", "control.ntp": "control: continual NTP",
-         "control.ntp_traces": "control: NTP on traces", "control.sft": "control: SFT on traces"}
+         "control.ntp_traces": "control: NTP on traces", "control.sft": "control: SFT on traces",
+         "control.ntp_wall": "control: continual NTP, equal time", "control.sft_wall": "control: SFT on traces, equal time"}
 
 
 def part_name(part: str) -> str:
