@@ -292,7 +292,7 @@ function rollouts(position) {
     const good = rows.filter((row) => row[1] > 0).length, mean = rows.reduce((sum, row) => sum + row[1], 0) / rows.length;
     const head = el("p", "", el("b", "", `step ${number}`), ` ${good} of ${rows.length} rewarded, mean ${mean.toFixed(2)}` + (rows[0][6] ? "" : ", not in the update"));
     return [head, ...rows.map(([, reward, prediction, response, length, finish]) => el("details", "rollout",
-      el("summary", "", verdict(reward > 0), ` ${reward.toFixed(2)} `, said(prediction), el("span", "muted", ` ${length} tokens, ${finish}`)),
+      el("summary", "", el("span", reward > 0 ? "yes" : "no", reward > 0 ? "✓ rewarded" : "✗ no reward"), ` ${reward.toFixed(2)} `, said(prediction), el("span", "muted", ` ${length} tokens, ${finish}`)),
       ...answer(response)))];
   });
 }
