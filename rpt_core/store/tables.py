@@ -136,6 +136,11 @@ class ShardWriter:
                 self._flush(last=True)
             self._writer.close()
 
+    def abandon(self) -> None:
+        """Close the file as it is, after a failure: writing on to it would hide the cause behind an error of its own."""
+        self._writer.is_open = False  # or its destructor writes the footer
+        self._file.close()
+
 
 def _leaf(column: Column) -> str:
     """A column's path in Parquet: a list's values lie one level down."""
@@ -149,8 +154,10 @@ def writing_shard(table: str, path: Path) -> Iterator[ShardWriter]:
         writer = ShardWriter(table, temporary)
         try:
             yield writer
-        finally:
-            writer.close()
+        except BaseException:
+            writer.abandon()
+            raise
+        writer.close()
         footer = pq.read_metadata(temporary)
         if footer.num_rows != writer.rows:
             raise Corrupt(f"{path.name}: the footer says {footer.num_rows} rows, {writer.rows} were written")
