@@ -2,6 +2,7 @@
 on, its checkpoints merged by verl's own merger, its rollouts back in our tables, and the next stage running on them."""
 
 import json
+import secrets
 import shlex
 import socket
 import subprocess
@@ -172,6 +173,8 @@ def ray_head(python, folder):
 
 def test_a_job_that_is_submitted_to_a_cluster_trains_and_one_that_fails_says_so(tmp_path, proxy, verl_python, monkeypatch):
     workspace = workspace_with_dev(tmp_path / "ws")
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")  # as Ray's head asks for it; the job's command inherits both
+    monkeypatch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(16))
     with ray_head(verl_python, tmp_path) as address:
         config = small(verl_python=str(proxy), verl_address=address, steps=2, dynamic_from_step=0, checkpoint_steps=[2])
         manifest = execute(STAGE, config, workspace).manifest
