@@ -180,7 +180,7 @@ def place_section(page: Path, name: str, text: str) -> None:
 
 
 def side_by_side(results: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """A row per arm, for one table: reasoning before and after reinforcement, the gain, and the gain against standard prediction."""
+    """A row per arm, for one table: reasoning before and after reinforcement, the gain, and what is gained over SFT on the same traces."""
     rows = []
     for arm, found in results.items():
         said = {(row["part"], row["mode"], row["level"]): row for row in found["accuracy"]}
