@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
-import numpy as np
 import pytest
 
 from flows.profile import configure, load_profile
@@ -25,12 +24,11 @@ from rpt_core.store import maintenance
 from rpt_core.store.errors import UserError
 from rpt_core.store.events import read_events
 from rpt_core.store.locks import lock
-from rpt_core.store.seeds import derive_seed
 from rpt_core.store.stage import execute
 from rpt_core.store.tables import Manifest
 from rpt_core.store.workspace import Workspace
 from tests.catalog import corpus
-from tests.faults.test_kill import MOMENTS, PROFILE, ROOT
+from tests.faults.test_kill import MOMENTS, PROFILE, ROOT, kill_at, random_of
 from tests.helpers import commit_table
 
 pytestmark = pytest.mark.xdist_group("faults")
@@ -75,18 +73,10 @@ def shards(manifest: Manifest) -> dict[str, list[tuple[str, str, str]]]:
 @pytest.mark.parametrize("number", MOMENTS)
 def test_a_killed_select_ends_with_the_same_tables(scored, whole, tmp_path, number):
     workspace = copy(scored, tmp_path)
-    child = start(workspace)
-    versions = workspace.path / "versions" / "select"
-    while not (versions.exists() and list(versions.iterdir())):
-        assert child.poll() is None, child.communicate()[1]
-        time.sleep(0.002)
-    time.sleep(float(np.random.Generator(np.random.Philox(derive_seed(5, "select", number))).uniform(0.0, 1.0)) * whole.seconds)
-    child.send_signal(signal.SIGKILL)
-    child.communicate()
-    before_commit = not workspace.versions("select")  # asked of the dead, which commits no more
+    attempts = kill_at(workspace, "select", float(random_of("select", number).uniform(0.0, 1.0)) * whole.seconds)
     again = run_select(workspace)
     assert shards(again) == shards(whole)
-    assert again.attempts == (2 if before_commit else 1)
+    assert again.attempts == attempts
     assert maintenance.verify(workspace) == []
     assert not list(workspace.path.rglob(".*.tmp")), "nothing half written is left"
     assert not (workspace.version_folder("select", again.version) / "state").exists()
