@@ -21,10 +21,22 @@ def open_duckdb(path: str | Path = ":memory:", *, memory_mib: int, threads: int,
     it may spill to; None forbids spilling. No extension is ever loaded or fetched."""
     config: dict[str, Any] = {"memory_limit": f"{memory_mib}MiB", "threads": str(threads), "temp_directory": str(temporary or ""),
               "autoinstall_known_extensions": "false", "autoload_known_extensions": "false", "python_enable_replacements": "false"}
-    connection = duckdb.connect(str(path), read_only=read_only, config=config)
+    connection = _connect(path, read_only, config)
     # Footers are kept between queries: shards never change, and a table of 10^8 rows has a hundred of them.
     connection.execute("SET enable_progress_bar = false; SET TimeZone = 'UTC'; SET parquet_metadata_cache = true")
     return connection
+
+
+def _connect(path: str | Path, read_only: bool, config: dict[str, Any]) -> duckdb.DuckDBPyConnection:
+    """DuckDB opens a file three times (1.5): its kind, its headers, its blocks. Where the catalog was replaced in between, headers and
+    blocks are of two files, and it fails: then once more, on the new one."""
+    while True:
+        before = Path(path).stat().st_ino if read_only else 0
+        try:
+            return duckdb.connect(str(path), read_only=read_only, config=config)
+        except duckdb.Error:
+            if not read_only or Path(path).stat().st_ino == before:
+                raise
 
 
 def identifier(name: str) -> str:

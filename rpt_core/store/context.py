@@ -163,8 +163,8 @@ class Context:
         predictions or answers share a key, within a shard or across shards.
         ``tables`` names tables that exist even when they hold no shard. ``counts`` are the stage's own statistics (JSON)."""
         manifest = self.manifest
-        for unfinished in (self.folder / "tables").glob("*/.*.tmp"):  # of an attempt that was killed
-            unfinished.unlink()
+        for unfinished in (path for where in (".*.tmp", "parts/.*.tmp", "tables/*/.*.tmp") for path in self.folder.glob(where)):
+            unfinished.unlink()  # of an attempt that was killed
         shards = {name: [] for name in tables}
         for name in self._shard_files():
             path = self.folder / name

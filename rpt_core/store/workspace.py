@@ -93,8 +93,11 @@ class Workspace:
     def point(self, slot: str, version: str, by: str = "run") -> None:
         """Make ``version`` the slot's current one."""
         self.manifest(slot, version)
+        pointer = self.path / "pointers" / f"{slot}.json"
         with lock(self.lock_path("pointers")):
-            write_json(self.path / "pointers" / f"{slot}.json", {"version": version, "by": by})
+            for unfinished in pointer.parent.glob(f".{pointer.name}.*.tmp"):  # of a process that was killed
+                unfinished.unlink()
+            write_json(pointer, {"version": version, "by": by})
 
     def find(self, slot: str, identity: str) -> str | None:
         """The newest committed version of an identity, or None."""

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from rpt_core.catalog import catalog
 from rpt_core.catalog.catalog import MARTS, refresh
+from rpt_core.catalog.connection import open_duckdb
 from rpt_core.catalog.headers import read_header
 from rpt_core.catalog.select_config import STAGE, SelectConfig
 from rpt_core.catalog.sql import is_truncated, named_queries, query, run_named
@@ -197,6 +198,27 @@ def test_a_refresh_that_dies_leaves_the_old_catalog(tmp_path, monkeypatch):
         assert rows(reader, "SELECT count(*) AS n FROM documents") == [{"n": 0}]
     monkeypatch.undo()
     assert query(workspace, "SELECT count(*) AS n FROM documents").to_pylist() == [{"n": 1}]
+
+
+def test_a_catalog_replaced_while_it_is_opened_is_opened_again(tmp_path, monkeypatch):
+    workspace = Workspace(tmp_path / "ws")
+    refresh(workspace)
+    real = duckdb.connect
+
+    def torn(*given, **more):
+        if given and given[0] == str(workspace.catalog_path):
+            monkeypatch.undo()
+            refresh(workspace, force=True)
+            raise duckdb.IOException("No more data remaining in MetadataReader")
+        return real(*given, **more)
+
+    monkeypatch.setattr(duckdb, "connect", torn)
+    limits = {"memory_mib": 64, "threads": 1, "temporary": None, "read_only": True}
+    with open_duckdb(workspace.catalog_path, **limits) as reader:
+        assert rows(reader, "SELECT count(*) AS n FROM documents") == [{"n": 0}]
+    workspace.catalog_path.write_bytes(b"no catalog")
+    with pytest.raises(duckdb.IOException, match="not a valid"):
+        open_duckdb(workspace.catalog_path, **limits)
 
 
 def test_paths_with_quotes_and_spaces_are_no_trouble(tmp_path):

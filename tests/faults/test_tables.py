@@ -19,6 +19,7 @@ import pytest
 
 from flows.profile import configure, load_profile
 from rpt_core.catalog.catalog import refresh
+from rpt_core.catalog.connection import open_duckdb
 from rpt_core.store import context as context_module
 from rpt_core.store import maintenance
 from rpt_core.store.errors import UserError
@@ -214,13 +215,13 @@ def blocked_clock() -> float:
 
 
 def read_in_a_loop(path: Path, allowed: dict[str, set[int]], leave: Any, answers: Any) -> None:
-    """Open the catalog as any client does, count, compare; the longest block, how often, and what was wrong."""
+    """Open the catalog as `rpt sql` does, count, compare; the longest block, how often, and what was wrong."""
     longest, rounds, wrong = 0.0, 0, []
     while not leave.is_set():
         for name, right in allowed.items():
             begun = blocked_clock()
             try:
-                with duckdb.connect(str(path), read_only=True, config={"threads": 1}) as connection:
+                with open_duckdb(path, memory_mib=256, threads=1, temporary=None, read_only=True) as connection:
                     count = (connection.execute(f"SELECT count(doc_id) FROM {name}").fetchone() or (-1,))[0]
                 if count not in right:
                     wrong.append(f"{name}: {count}")
