@@ -196,7 +196,7 @@ def choose(texts: list[str], tokenizer: Any, tokens: int) -> tuple[list[str], li
 
 def repeat(texts: list[str], tokenizer: Any, tokens: int) -> tuple[list[str], list[int]]:
     """About ``tokens`` tokens of documents that fit into a window, repeated with a number that makes each distinct; lengths without it."""
-    chosen, lengths = choose(texts, tokenizer, 10**12)
+    chosen, lengths = choose(list(dict.fromkeys(texts)), tokenizer, 10**12)  # a text there twice would be one doc_id twice
     copies, count = -(-tokens // sum(lengths)), int(len(chosen) * tokens / sum(lengths))
     return [f"{copy}. {text}" for copy in range(copies) for text in chosen][:count], (lengths * copies)[:count]
 
