@@ -28,7 +28,7 @@ def open_duckdb(path: str | Path = ":memory:", *, memory_mib: int, threads: int,
 
 
 def _connect(path: str | Path, read_only: bool, config: dict[str, Any]) -> duckdb.DuckDBPyConnection:
-    """DuckDB opens a file three times (1.5): its kind, its headers, its blocks. Where the catalog was replaced in between, headers and
+    """DuckDB opens a file three times (2.0): its kind, its headers, its blocks. Where the catalog was replaced in between, headers and
     blocks are of two files, and it fails: then once more, on the new one."""
     while True:
         before = Path(path).stat().st_ino if read_only else 0
