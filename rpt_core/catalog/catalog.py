@@ -21,11 +21,12 @@ from rpt_core.store.locks import lock
 from rpt_core.store.schemas import TABLES, TableSchema
 from rpt_core.store.workspace import Workspace
 
-FORMAT = 1  # raised when the layout of the catalog changes, so that older files are rebuilt
+FORMAT = 2  # raised when the layout of the catalog changes, so that older files are rebuilt
 MACROS = ("text_before", "text_of", "position_id_of", "filtered_tokens_at")
 MARTS = ("filtered_tokens", "hardest_tokens", "difficulty_summary", "entropy_histogram", "accuracy_by_difficulty", "reward_by_step",
          "token_outcomes")
 SCALAR_MACROS = ("text_before", "text_of", "position_id_of")
+EXPRESSION = re.compile(r"(?:--[^\n]*\n)*SELECT\b(.*)\bAS \w+\s*", re.DOTALL)  # of a scalar macro's file
 VERSIONS = (("slot", "VARCHAR", "Stage, or stage.name, that wrote the version."),
             ("version", "VARCHAR", "Identity and number; the column run of checkpoints and rollouts holds it."),
             ("current", "BOOLEAN", "The slot's pointer names it."),
@@ -217,7 +218,11 @@ def _create_macro(connection: duckdb.DuckDBPyConnection, name: str) -> None:
     header = read_header(statement)
     body = re.sub(r"\$(\w+)", r"\1", statement)
     scalar = name in SCALAR_MACROS
-    connection.execute(f"CREATE MACRO {identifier(name)}({', '.join(header.columns)}) AS {f'({body})' if scalar else f'TABLE {body}'}")
+    if scalar:  # its expression alone: as a subquery, DuckDB would gather every row it is asked for before it computes the first
+        found = EXPRESSION.fullmatch(body)
+        assert found, f"sql/macros/{name}.sql is not one SELECT of one named expression"
+        body = f"({found[1]})"
+    connection.execute(f"CREATE MACRO {identifier(name)}({', '.join(header.columns)}) AS {body if scalar else f'TABLE {body}'}")
     arguments = "; ".join(f"{parameter}: {text}" for parameter, text in header.columns.items())
     connection.execute(f"COMMENT ON MACRO {'' if scalar else 'TABLE '}{identifier(name)} IS {literal(f'{header.help} {arguments}')}")
 

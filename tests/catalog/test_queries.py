@@ -227,6 +227,14 @@ def test_paths_with_quotes_and_spaces_are_no_trouble(tmp_path):
     assert query(workspace, "SELECT text FROM documents").to_pylist() == [{"text": "one"}]
 
 
+@pytest.mark.parametrize("mart", ["filtered_tokens", "hardest_tokens", "token_outcomes"])
+def test_asking_a_mart_for_one_document_gathers_no_other(opened, mart):
+    """A macro that is a subquery would be computed for every row asked for at once: 10^8 tokens did not fit in memory."""
+    connection, _ = opened
+    plan = "".join(text for _, text in connection.execute(f"EXPLAIN FROM {mart} WHERE doc_id = 'one'").fetchall()).lower()
+    assert "delim" not in plan
+
+
 # --- marts --------------------------------------------------------------------------------------------------------
 
 
