@@ -24,8 +24,9 @@ from urllib.parse import urlencode
 
 from flows.profile import configure, load_profile
 from rpt_core.store.events import read_events
-from rpt_core.store.files import write_json
+from rpt_core.store.files import digest_json, write_json
 from rpt_core.store.locks import lock
+from rpt_core.store.tables import Table
 from rpt_core.store.workspace import Workspace
 from tasks.tracking import Tracking
 from tests.e2e.services import ENDED, ROOT, Services
@@ -39,12 +40,19 @@ BEGIN, END = "<!-- fault matrix: python -m tests.faults.matrix -->", "<!-- end o
 ENVIRONMENT = {"RPT_GPU_LIMIT": ""}  # a killed machine's slot is free after a minute; the matrix does not wait for it
 
 
+def digest(table: Table) -> str:
+    """The table's digest; where its rows name the run they are about, without the number of its version: a forced one has another."""
+    if table.name != "fits":
+        return table.digest
+    return digest_json([{**row, "run_id": row["run_id"].rsplit("-", 1)[0]} for row in table.read().to_pylist()])
+
+
 def content(workspace: Workspace, slot: str) -> tuple[dict[str, str], dict[str, str]]:
     """Digests of a slot's tables and of its weights, of the current version; other files, such as the report's pages, by name."""
     version = workspace.current(slot)
     assert version, f"{slot} has no version"
     manifest = workspace.manifest(slot, version)
-    tables = {name: workspace.table(slot, version, name).digest for name in manifest.tables}
+    tables = {name: digest(workspace.table(slot, version, name)) for name in manifest.tables}
     return tables, {name: file["sha256"] if name.endswith(".safetensors") else "" for name, file in manifest.files.items()}
 
 
