@@ -4,6 +4,7 @@ begin with a dot. Every query runs as one given on the command line would (rpt_c
 import contextlib
 import re
 import shlex
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, get_args
@@ -35,6 +36,7 @@ def run(workspace: Workspace, max_rows: int, timeout_s: float) -> None:
     """Ask and answer until the end of input."""
     err.print("One SELECT, ended by ; · .help lists commands · Ctrl-D leaves", markup=False)
     prompt = Prompt(workspace, max_rows, timeout_s)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a script's background jobs are born ignoring it
     with editing(prompt.words) as remember:
         while not prompt.over:
             try:

@@ -16,6 +16,12 @@ ANSWER_S = 240.0  # a loaded machine takes its time; what never comes still ends
 PRESS_S = 10.0
 
 
+def take_terminal() -> None:
+    """Ctrl-C becomes a signal, and one that is ignored, as in a script's background jobs: the prompt must mind it all the same."""
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 class Terminal:
     """`rpt sql` on a terminal; ``until`` reads what it says up to a text."""
 
@@ -23,8 +29,7 @@ class Terminal:
         self.master, slave = pty.openpty()
         environment = {**os.environ, "RPT_HOME": str(home / "ws"), "HOME": str(home), "TERM": "dumb", "PYTHONPATH": str(ROOT)}
         self.child = subprocess.Popen([sys.executable, "-c", "from flows.cli import main; main()", "sql"], stdin=slave, stdout=slave,
-                                      stderr=slave, cwd=ROOT, env=environment, start_new_session=True,
-                                      preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0))  # so that Ctrl-C is a signal
+                                      stderr=slave, cwd=ROOT, env=environment, start_new_session=True, preexec_fn=take_terminal)
         os.close(slave)
         self.said = ""
 
