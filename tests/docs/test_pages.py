@@ -5,6 +5,7 @@ import importlib.util
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -128,8 +129,9 @@ LIGHT = [(page, line) for page, line in RPT if not line.startswith(HEAVY) and pa
 
 @pytest.fixture(scope="session")
 def chain(tmp_path_factory) -> dict[str, str]:
-    """The smallest chain, run once; the environment that names its workspace."""
-    environment = {**os.environ, "RPT_HOME": str(tmp_path_factory.mktemp("docs") / "ws"), "RPT_TRACKING": "off", "PYTHONPATH": str(ROOT)}
+    """The smallest chain, run once; the environment that names its workspace. A page opens in a browser that does nothing."""
+    home = tmp_path_factory.mktemp("docs") / "ws"
+    environment = {**os.environ, "BROWSER": "true", "RPT_HOME": str(home), "RPT_TRACKING": "off", "PYTHONPATH": str(ROOT)}
     run_rpt(["run", "--profile", str(ROOT / "tests" / "faults" / "micro.yaml")], environment)
     return environment
 
@@ -138,7 +140,7 @@ def run_rpt(arguments: list[str], environment: dict[str, str], cwd: Path = ROOT)
     command = [sys.executable, "-m", "flows.cli", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=cwd, timeout=600)
     assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout
+    return done.stdout + done.stderr
 
 
 @pytest.mark.full
@@ -148,7 +150,8 @@ def test_every_command_shown_runs_on_a_small_workspace(chain, page, line, tmp_pa
     (tmp_path / "text.jsonl").write_text('{"problem": "What is 2 + 2?", "solution": "It is 4."}\n')
     if arguments[0] == "run" and "--dry-run" not in arguments:
         arguments.append("--dry-run")
-    assert run_rpt(arguments, chain).strip()
+    shutil.copytree(chain["RPT_HOME"], tmp_path / "ws")  # of its own: what one command changes, another would find
+    assert run_rpt(arguments, {**chain, "RPT_HOME": str(tmp_path / "ws")}).strip()
 
 
 @pytest.mark.full
