@@ -3,6 +3,7 @@
 import math
 import os
 from collections import Counter
+from itertools import accumulate, pairwise
 from typing import Any
 
 import duckdb
@@ -337,6 +338,23 @@ def test_a_document_is_shown_token_by_token(filled):
     text = query(workspace, "SELECT text FROM documents WHERE doc_id = $d", {"d": positions[0]["doc_id"]})["text"][0].as_py()
     assert [row["token_id"] for row in found] == corpus.tokenise(text)
     assert [row["position"] for row in found] == list(range(len(found)))
+
+
+def test_a_long_document_is_shown_in_little_memory_and_so_are_tokens_longer_than_a_piece_of_it(tmp_path):
+    """DuckDB copies what a range is cut from once for every row: 600 kB, 2,048 rows at a time, would be more than the limit."""
+    words = ["日本 ", "naïve ", "the ", "🙂 "] * 20_000
+    words.append("long" * 3_000)
+    text = "".join(words)
+    ends = list(accumulate(len(word.encode()) for word in words))
+    workspace = Workspace(tmp_path / "ws")
+    documents = corpus.document_rows([text])
+    commit_table(workspace, "ingest", {"documents": documents, "questions": []})
+    tokens = [{"scorer": "difficulty", "doc_id": documents[0]["doc_id"], "position": i, "token_id": 0, "byte_start": start,
+               "byte_len": end - start, "entropy": 1.0, "nll": 1.0, "rank": 0, "top_id": 0}
+              for i, (start, end) in enumerate(pairwise([0, *ends]))]
+    commit_table(workspace, "score.difficulty", {"tokens": tokens, "vocabulary": corpus.vocabulary_rows()})
+    found = run_named(workspace, "tokens_of_document", {}).to_pylist()
+    assert [row["token"] for row in found] == words
 
 
 def test_difficulty_summary_cumulates_as_the_paper_does(opened):
