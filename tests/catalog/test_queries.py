@@ -341,9 +341,9 @@ def test_a_document_is_shown_token_by_token(filled):
 
 
 def test_a_long_document_is_shown_in_little_memory_and_so_are_tokens_longer_than_a_piece_of_it(tmp_path):
-    """DuckDB copies what a range is cut from once for every row: 600 kB, 2,048 rows at a time, would be more than the limit."""
-    words = ["日本 ", "naïve ", "the ", "🙂 "] * 20_000
-    words.append("long" * 3_000)
+    """DuckDB copies what a range is cut from once for every row: 1 MB, 2,048 rows at a time, is four times the limit."""
+    words = ["日本" * 4 + " ", "naïve" * 4 + " ", "the" * 8 + " ", "🙂" * 6 + " "] * 10_000
+    words.append("long" * 8_000)
     text = "".join(words)
     ends = list(accumulate(len(word.encode()) for word in words))
     workspace = Workspace(tmp_path / "ws")
@@ -353,7 +353,7 @@ def test_a_long_document_is_shown_in_little_memory_and_so_are_tokens_longer_than
                "byte_len": end - start, "entropy": 1.0, "nll": 1.0, "rank": 0, "top_id": 0}
               for i, (start, end) in enumerate(pairwise([0, *ends]))]
     commit_table(workspace, "score.difficulty", {"tokens": tokens, "vocabulary": corpus.vocabulary_rows()})
-    found = run_named(workspace, "tokens_of_document", {}).to_pylist()
+    found = run_named(workspace, "tokens_of_document", {}, memory_mib=512).to_pylist()
     assert [row["token"] for row in found] == words
 
 
