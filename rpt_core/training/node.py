@@ -4,6 +4,7 @@
 file the stage names. No restarts: a rank that fails fails the job."""
 
 import json
+import signal
 import sys
 from pathlib import Path
 from tempfile import mkdtemp
@@ -41,12 +42,18 @@ def main(job_path: str, logs: str = "") -> int:
 
 
 def root_cause(error: ChildFailedError) -> tuple[int, ProcessFailure]:
-    """The failure that explains the others, which often follow within a second: a refusal, else a death by signal, else the first."""
-    def order(entry: tuple[int, ProcessFailure]) -> tuple[bool, bool, int]:
-        _, failure = entry
-        return not message_of(failure).startswith(REFUSAL), failure.exitcode >= 0, failure.timestamp
+    """The failure that explains the others: a refusal, else a rank that a signal not of the agent's ended before it could say why, else
+    the first that the agent saw end. The agent ends the others with SIGTERM and, ``SHUTDOWN_SECONDS`` later, SIGKILL."""
+    first = min(failure.timestamp for failure in error.failures.values())
 
-    return min(error.failures.items(), key=order)
+    def order(entry: tuple[int, ProcessFailure]) -> tuple[bool, bool]:
+        _, failure = entry
+        message = message_of(failure)
+        killed = not message and failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM \
+            and failure.timestamp < first + SHUTDOWN_SECONDS
+        return not message.startswith(REFUSAL), not killed
+
+    return min(error.failures.items(), key=order)  # of equals the first, and the agent lists them as it saw them end
 
 
 def describe(rank: int, failure: ProcessFailure, size: int) -> dict[str, object]:
@@ -54,10 +61,12 @@ def describe(rank: int, failure: ProcessFailure, size: int) -> dict[str, object]
     message = message_of(failure)
     if message.startswith(REFUSAL):
         return {"refusal": message.removeprefix(REFUSAL), "rank": rank, "size": size, "how": ""}
-    if failure.exitcode < 0:
-        how = f"was ended by {failure.signal_name()}" + (" (out of memory?)" if failure.exitcode == -9 else "")
+    if message:
+        how = f"failed: {message.splitlines()[0]}"
+    elif failure.exitcode < 0:
+        how = f"was ended by {failure.signal_name()}" + (" (out of memory?)" if failure.exitcode == -signal.SIGKILL else "")
     else:
-        how = f"failed: {message.splitlines()[0]}" if message else f"ended with exit code {failure.exitcode}"
+        how = f"ended with exit code {failure.exitcode}"
     return {"refusal": "", "rank": rank, "size": size, "how": how}
 
 
