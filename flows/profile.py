@@ -3,6 +3,7 @@
 Precedence, lowest first: the field's default, the top-level ``seed`` and ``base_model``, the stage's section, the slot's section,
 ``--set``. ``extends: NAME`` starts from another profile's sections; ``study:`` makes it several runs (flows/study.py)."""
 
+import re
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -33,9 +34,10 @@ class Arm:
 
 @dataclass(frozen=True)
 class Study:
-    """The runs of a study. The first arm is the one whose endpoints are tested; ``wall_matched`` lists the controls that get a budget
-    of equal wall time, measured on the run of the same arm and seed."""
+    """The runs of a study. Its page stands under ``name``, the profile's where none is given. The first arm is the one whose endpoints
+    are tested; ``wall_matched`` lists the controls that get a budget of equal wall time, measured on the run of the same arm and seed."""
 
+    name: str
     arms: tuple[Arm, ...]
     wall_matched: tuple[str, ...] = ()
 
@@ -146,9 +148,9 @@ def _whole(value: Any) -> bool:
 
 
 def parse_study(name: str, values: Any, slots: tuple[str, ...]) -> Study:
-    """The section ``study:`` of a profile: ``seeds`` (of every arm that names none of its own) and ``arms`` (name: overrides)."""
-    if not isinstance(values, dict) or set(values) - {"seeds", "arms"}:
-        raise UserError(f"the section study of the profile {name} holds `seeds:` and `arms:`, nothing else.")
+    """The section ``study:`` of a profile: ``name``, ``seeds`` (of every arm that names none of its own), ``arms`` (name: overrides)."""
+    if not isinstance(values, dict) or set(values) - {"name", "seeds", "arms"}:
+        raise UserError(f"the section study of the profile {name} holds `name:`, `seeds:` and `arms:`, nothing else.")
     if "evaluate" not in slots:
         raise UserError(f"the profile {name} has a study, whose page is made of what evaluate finds; add evaluate to its stages.")
     seeds, arms = values.get("seeds", [0]), values.get("arms") or {"main": None}
@@ -163,12 +165,20 @@ def parse_study(name: str, values: Any, slots: tuple[str, ...]) -> Study:
         if not all("." in key for key in settings):
             raise UserError(f"the arm {arm} of the study {name} must hold `stage.setting: value` lines.")
         found.append(Arm(str(arm), settings, tuple(own)))
-    return Study(tuple(found), tuple(slot for slot in slots if slot.startswith("control.") and slot.endswith("_wall")))
+    return Study(study_name(values["name"]) if "name" in values else name, tuple(found),
+                 tuple(slot for slot in slots if slot.startswith("control.") and slot.endswith("_wall")))
+
+
+def study_name(name: Any) -> str:
+    """``name``, which a folder and a section of a page can have; UserError for any other."""
+    if not isinstance(name, str) or not re.fullmatch(r"\w[\w .-]{0,79}", name):
+        raise UserError(f"a study's name is made of letters, digits, points, dashes and spaces, at most 80 of them (got {name!r}).")
+    return name
 
 
 def override(profile: Profile, overrides: Mapping[str, Any]) -> Profile:
-    """The profile with ``{"stage.key": value}`` on top; the stage may be a slot. ``seed`` and ``base_model`` stand alone.
-    A stage's override also wins over the slot's own section of the profile."""
+    """The profile with ``{"stage.key": value}`` on top; the stage may be a slot. ``seed`` and ``base_model`` stand alone;
+    ``study.name`` says under which name a study's page stands. A stage's override also wins over the slot's own section of the profile."""
     sections = {name: dict(section) for name, section in profile.sections.items()}
     for key, value in sorted(overrides.items(), key=lambda item: item[0].count(".")):
         if key == "seed":
@@ -176,6 +186,9 @@ def override(profile: Profile, overrides: Mapping[str, Any]) -> Profile:
             continue
         if key == "base_model":
             profile = replace(profile, base_model=str(value))
+            continue
+        if key == "study.name" and profile.study:
+            profile = replace(profile, study=replace(profile.study, name=study_name(value)))
             continue
         target, _, setting = key.rpartition(".")
         if not target:

@@ -19,18 +19,19 @@ RunChain = Callable[[Mapping[str, Any], str, str], Mapping[str, Any]]  # (overri
 
 
 def run_study(chosen: Profile, overrides: Mapping[str, Any], workspace: Workspace, chain: RunChain) -> dict[str, Any]:
-    """Run every arm and seed with ``chain`` and write ``studies/<profile>/`` of the workspace: results.md, results.json, openings.jsonl.
+    """Run every arm and seed with ``chain`` and write ``studies/<its name>/`` of the workspace: results.md, results.json, openings.jsonl.
     Returns {folder, runs, openings}."""
     assert chosen.study is not None
-    folder = workspace.path / "studies" / chosen.name
+    folder = workspace.path / "studies" / chosen.study.name
     folder.mkdir(parents=True, exist_ok=True)
     openings = record_opening(folder, chosen)
     runs = []
     for arm in chosen.study.arms:
         for seed in arm.seeds:
             runs.append(StudyRun(arm.name, seed, run_arm(chosen, overrides, arm, seed, workspace, chain)))
-    about = {"profile": chosen.name, "openings": openings, "arms": {arm.name: dict(arm.overrides) for arm in chosen.study.arms},
-             "code": code_version(), "date": datetime.now(UTC).date().isoformat()}
+    about = {"name": chosen.study.name, "profile": chosen.name, "openings": openings,
+             "arms": {arm.name: dict(arm.overrides) for arm in chosen.study.arms}, "code": code_version(),
+             "date": datetime.now(UTC).date().isoformat()}
     write_study(folder, study_results(workspace, runs, about))
     return {"folder": str(folder), "runs": len(runs), "openings": len(openings)}
 

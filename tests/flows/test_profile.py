@@ -123,7 +123,7 @@ def test_a_study_names_arms_with_their_settings_and_seeds():
 
 
 @pytest.mark.parametrize(("study", "sentence"), [
-    ({"seed": [1]}, "holds `seeds:` and `arms:`, nothing else"),
+    ({"seed": [1]}, "holds `name:`, `seeds:` and `arms:`, nothing else"),
     ({"arms": ["a"]}, "must be `name: settings` lines"),
     ({"arms": {"a": {"steps": 1}}}, "the arm a of the study test must hold `stage.setting: value` lines"),
     ({"arms": {"a": 3}}, "the arm a of the study test must hold"),

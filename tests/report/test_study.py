@@ -69,8 +69,8 @@ def workspace(tmp_path_factory):
 @pytest.fixture(scope="module")
 def results(workspace):
     runs = [make_run(workspace, "main", seed) for seed in (0, 1, 2)] + [make_run(workspace, "other", 7)]
-    about = {"profile": "p", "openings": [{"date": "d", "code": "c", "design": "e", "test_seed": 3}], "code": "c", "date": "d",
-             "arms": {"main": {}, "other": {"pretrain.steps": 9}}}
+    about = {"name": "two scorers", "profile": "p", "code": "c", "date": "d",
+             "openings": [{"date": "d", "code": "c", "design": "e", "test_seed": 3}], "arms": {"main": {}, "other": {"pretrain.steps": 9}}}
     return study_results(workspace, runs, about)
 
 
