@@ -85,12 +85,13 @@ class Prompt:
 
     def words(self) -> list[str]:
         """What Tab completes."""
-        from rpt_core.catalog.catalog import MARTS
+        from rpt_core.catalog.catalog import BY_DOCUMENT, MARTS
         from rpt_core.catalog.sql import named_queries
         from rpt_core.store.schemas import TABLES as SCHEMAS
 
         columns = {column.name for schema in SCHEMAS.values() for column in schema.columns}
-        return sorted({*SCHEMAS, *MARTS, *columns, "filtered_tokens_at", "versions", *named_queries(), *re.findall(r"\.\w+", HELP)})
+        return sorted({*SCHEMAS, *MARTS, *BY_DOCUMENT, *columns, "filtered_tokens_at", "versions", *named_queries(),
+                       *re.findall(r"\.\w+", HELP)})
 
     def _show(self, answer: Callable[[], Any]) -> None:
         from rpt_core.catalog.sql import is_truncated

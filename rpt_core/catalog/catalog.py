@@ -12,19 +12,22 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import pyarrow as pa
 
 import sql
 from rpt_core.catalog.connection import identifier, literal, open_duckdb, select_parquet
 from rpt_core.catalog.headers import Header, read_header
+from rpt_core.catalog.ranges import file_bounds
 from rpt_core.store.files import digest_json, fsync_path, read_json, write_json
 from rpt_core.store.locks import lock
 from rpt_core.store.schemas import TABLES, TableSchema
 from rpt_core.store.workspace import Workspace
 
-FORMAT = 2  # raised when the layout of the catalog changes, so that older files are rebuilt
+FORMAT = 3  # raised when the layout of the catalog changes, so that older files are rebuilt
 MACROS = ("text_before", "text_of", "position_id_of", "filtered_tokens_at")
 MARTS = ("filtered_tokens", "hardest_tokens", "difficulty_summary", "entropy_histogram", "accuracy_by_difficulty", "reward_by_step",
          "token_outcomes")
+BY_DOCUMENT = {"document_of": "documents", "tokens_of": "tokens"}  # macros that read only the files one document may be in
 SCALAR_MACROS = ("text_before", "text_of", "position_id_of")
 EXPRESSION = re.compile(r"(?:--[^\n]*\n)*SELECT\b(.*)\bAS \w+\s*", re.DOTALL)  # of a scalar macro's file
 VERSIONS = (("slot", "VARCHAR", "Stage, or stage.name, that wrote the version."),
@@ -87,11 +90,16 @@ def state_path(workspace: Workspace) -> Path:
 
 
 def _built_from(workspace: Workspace) -> str:
-    path = state_path(workspace)
+    return _state(workspace).get("fingerprint", "")
+
+
+def _state(workspace: Workspace) -> dict[str, Any]:
+    """What the last build left; nothing where it left nothing whole."""
     try:
-        return read_json(path)["fingerprint"]
-    except (OSError, ValueError, KeyError):
-        return ""
+        found = read_json(state_path(workspace))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 # --- what there is ------------------------------------------------------------------------------------------------
@@ -154,6 +162,9 @@ def _build(workspace: Workspace, shown: _Shown) -> None:
         _create_internal(connection, shown)
         for name in MACROS:
             _create_macro(connection, name)
+        bounds = _bounds(workspace, shown)
+        for name, table in BY_DOCUMENT.items():
+            _create_by_document(connection, name, table, shown, bounds)
         for name in MARTS:
             _create_mart(connection, name)
         connection.execute("COMMIT; USE memory; DETACH catalog")
@@ -162,7 +173,7 @@ def _build(workspace: Workspace, shown: _Shown) -> None:
     fsync_path(temporary)
     os.replace(temporary, final)
     fsync_path(final.parent)
-    write_json(state_path(workspace), {"fingerprint": shown.fingerprint})
+    write_json(state_path(workspace), {"fingerprint": shown.fingerprint, "bounds": bounds})
 
 
 def _create_tables(connection: duckdb.DuckDBPyConnection, name: str, schema: TableSchema, shown: _Shown) -> None:
@@ -225,6 +236,41 @@ def _create_macro(connection: duckdb.DuckDBPyConnection, name: str) -> None:
     connection.execute(f"CREATE MACRO {identifier(name)}({', '.join(header.columns)}) AS {body if scalar else f'TABLE {body}'}")
     arguments = "; ".join(f"{parameter}: {text}" for parameter, text in header.columns.items())
     connection.execute(f"COMMENT ON MACRO {'' if scalar else 'TABLE '}{identifier(name)} IS {literal(f'{header.help} {arguments}')}")
+
+
+def _bounds(workspace: Workspace, shown: _Shown) -> dict[str, tuple[str, str] | None]:
+    """The lowest and highest doc_id of each shard that the macros of BY_DOCUMENT choose from, by path. Footers are read once, for a
+    committed shard never changes; None, which is any document, where one does not say or cannot be read."""
+    known = _state(workspace).get("bounds", {})
+    found: dict[str, tuple[str, str] | None] = {}
+    for table in BY_DOCUMENT.values():
+        for path in (path for one in shown.committed.get(table, []) if one.current for path in one.paths):
+            bounds = known.get(str(path))
+            try:
+                found[str(path)] = tuple(bounds) if bounds else file_bounds(path, "doc_id")
+            except (OSError, ValueError, pa.ArrowException):  # damaged or collected: whoever reads it is told
+                found[str(path)] = None
+    return found
+
+
+def _create_by_document(connection: duckdb.DuckDBPyConnection, name: str, table: str, shown: _Shown,
+                        bounds: dict[str, tuple[str, str] | None]) -> None:
+    """A macro of a table's rows of one document. DuckDB looks into every file of a view for it; a macro's argument is known before
+    the files are opened, so the macro names those that may hold it, and the first where none does."""
+    def chosen(paths: list[Path]) -> str:
+        shards = ", ".join(f"{{'file': {literal(path)}, 'low': {literal(low)}, 'high': {literal(high)}}}"
+                           for path in paths for low, high in [bounds[str(path)] or ("", "\U0010ffff")])
+        named = (f"list_transform(list_filter([{shards}], LAMBDA shard: document = '' OR document BETWEEN shard['low'] AND shard['high']), "
+                 "LAMBDA shard: shard['file'])")
+        return f"coalesce(nullif({named}, []), {literal(paths[:1])})"
+
+    found = _distinct([one for one in shown.committed.get(table, []) if one.current])
+    rows = [select_parquet(table, one.paths, one.columns, chosen=chosen(one.paths)) for one in found if one.paths]
+    connection.execute(f"CREATE MACRO {identifier(name)}(document) AS TABLE SELECT * FROM "
+                       f"({' UNION ALL '.join(rows) or select_parquet(table, [])}) WHERE document = '' OR doc_id = document")
+    comment = (f"What {table} holds of one document, from the files that may hold it: {name}('a doc_id'); of every document where it is "
+               "blank. document: a value, not a column.")
+    connection.execute(f"COMMENT ON MACRO TABLE {identifier(name)} IS {literal(comment)}")
 
 
 def _create_mart(connection: duckdb.DuckDBPyConnection, name: str) -> None:

@@ -55,16 +55,17 @@ def duckdb_type(arrow_type: object) -> str:
     return DUCKDB_TYPES[str(arrow_type)]
 
 
-def select_parquet(table: str, paths: Iterable[Path], present: Iterable[str] | None = None, extra: str = "") -> str:
+def select_parquet(table: str, paths: Iterable[Path], present: Iterable[str] | None = None, extra: str = "", chosen: str = "") -> str:
     """A SELECT of a table's columns from its shards, or of no rows where there are none. ``present`` names the columns the
-    shards have (an older version may lack some: they read as NULL); ``extra`` is put before the columns."""
+    shards have (an older version may lack some: they read as NULL); ``extra`` is put before the columns; ``chosen`` is an expression
+    for those of the shards to read, instead of all."""
     columns = TABLES[table].columns
     there = {c.name for c in columns} if present is None else set(present)
     files = [str(path) for path in paths]
-    chosen = [identifier(c.name) if files and c.name in there
+    listed = [identifier(c.name) if files and c.name in there
               else f"CAST(NULL AS {duckdb_type(c.type)}) AS {identifier(c.name)}" for c in columns]
-    source = f"FROM read_parquet({literal(files)})" if files else "WHERE false"
-    return f"SELECT {extra}{', '.join(chosen)} {source}"
+    source = f"FROM read_parquet({chosen or literal(files)})" if files else "WHERE false"
+    return f"SELECT {extra}{', '.join(listed)} {source}"
 
 
 def view_of(connection: duckdb.DuckDBPyConnection, name: str, table: Table, where: str = "true") -> None:

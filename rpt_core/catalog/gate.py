@@ -15,7 +15,7 @@ QUERY_NODES = frozenset({"SELECT_NODE", "SET_OPERATION_NODE", "RECURSIVE_CTE_NOD
 TABLE_FUNCTIONS = frozenset({
     "range", "generate_series", "unnest", "json_each", "json_tree", "histogram", "histogram_values", "summary",
     "duckdb_tables", "duckdb_views", "duckdb_columns", "duckdb_functions", "duckdb_keywords", "duckdb_types", "pragma_table_info",
-    "filtered_tokens_at"})
+    "filtered_tokens_at", "document_of", "tokens_of"})
 
 
 def check_statement(sql: str) -> None:

@@ -1,7 +1,8 @@
 """Ranges of documents, and which shards of a sorted table hold them: what lets ``select`` join a table of any size piece by piece,
-each piece read from the few files that hold it."""
+each piece read from the few files that hold it, and a query about one document open only its own."""
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pyarrow.parquet as pq
 
@@ -36,11 +37,12 @@ class ShardBounds:
 
 def shard_bounds(table: Table, column: str) -> ShardBounds:
     """Read the bounds of a text column from the footers of a table's shards."""
-    return ShardBounds(table, tuple((shard, _bounds(table, shard, column)) for shard in table.shards))
+    return ShardBounds(table, tuple((shard, file_bounds(table.folder / shard.file, column)) for shard in table.shards))
 
 
-def _bounds(table: Table, shard: Shard, column: str) -> tuple[str, str] | None:
-    footer = pq.read_metadata(table.folder / shard.file)
+def file_bounds(path: Path, column: str) -> tuple[str, str] | None:
+    """The lowest and highest value of a Parquet file's text column; None where its footer does not say."""
+    footer = pq.read_metadata(path)
     index = footer.schema.names.index(column)
     groups = [footer.row_group(group).column(index).statistics for group in range(footer.num_row_groups)]
     if not groups or any(found is None or not found.has_min_max for found in groups):

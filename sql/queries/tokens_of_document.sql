@@ -7,8 +7,7 @@ WITH chosen AS (
         encode(documents.text) AS bytes,
         -- a length of pieces that makes little of both: copies of the document, and of a piece for 2,048 rows
         greatest(4096, documents.n_bytes // 45) AS size
-    FROM documents
-    WHERE $doc_id = '' OR documents.doc_id = $doc_id
+    FROM document_of($doc_id) AS documents
     ORDER BY documents.doc_id
     LIMIT 1
 ),
@@ -18,7 +17,7 @@ own AS (
         tokens.*,
         tokens.byte_start // chosen.size AS piece,
         tokens.byte_start % chosen.size AS first_byte
-    FROM tokens
+    FROM tokens_of($doc_id) AS tokens
     INNER JOIN chosen ON tokens.doc_id = chosen.doc_id
     WHERE tokens.scorer = $scorer
 ),
