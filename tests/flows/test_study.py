@@ -7,6 +7,7 @@ import pytest
 import flows.study
 from flows.profile import load_profile, override
 from flows.study import run_study, wall_budgets
+from rpt_core.store.errors import UserError
 from tests.helpers import commit_table
 
 
@@ -62,6 +63,20 @@ def test_controls_of_equal_time_get_the_seconds_of_what_they_are_compared_with(s
     calls, _, _ = study()
     assert "control.sft_wall.budget_wall_s" not in calls[0][3]
     assert calls[1][3]["control.sft_wall.budget_wall_s"] == 160.0
+
+
+def test_a_study_under_a_name_of_its_own_has_a_folder_of_its_own(study, workspace):
+    study()
+    _, (_, about), result = study({"study.name": "second corpus"})
+    assert about["name"] == "second corpus"
+    assert result["folder"] == str(workspace.path / "studies" / "second corpus")
+    assert (workspace.path / "studies" / "tiny-science" / "openings.jsonl").exists()
+
+
+@pytest.mark.parametrize("name", ["", "../up", "a/b", "a\nb", 7, "x" * 81])
+def test_a_name_that_a_folder_or_a_page_cannot_have_is_refused(name):
+    with pytest.raises(UserError, match="a study's name is made of"):
+        override(load_profile("tiny-science"), {"study.name": name})
 
 
 def test_every_opening_of_the_test_sample_is_on_record_and_dev_opens_nothing(study, workspace):
