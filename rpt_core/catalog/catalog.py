@@ -258,14 +258,15 @@ def _create_by_document(connection: duckdb.DuckDBPyConnection, name: str, table:
     """A macro of a table's rows of one document. DuckDB looks into every file of a view for it; a macro's argument is known before
     the files are opened, so the macro names those that may hold it, and the first where none does."""
     def chosen(paths: list[Path]) -> str:
-        shards = ", ".join(f"{{'file': {literal(path)}, 'low': {literal(low)}, 'high': {literal(high)}}}"
-                           for path in paths for low, high in [bounds[str(path)] or ("", "\U0010ffff")])
-        named = (f"list_transform(list_filter([{shards}], LAMBDA shard: document = '' OR document BETWEEN shard['low'] AND shard['high']), "
-                 "LAMBDA shard: shard['file'])")
+        lows, highs = zip(*(bounds[str(path)] or ("", "\U0010ffff") for path in paths), strict=True)
+        named = (f"list_filter({literal(paths)}, LAMBDA file, number: document = '' OR "
+                 f"document BETWEEN {literal(lows)}[number] AND {literal(highs)}[number])")
         return f"coalesce(nullif({named}, []), {literal(paths[:1])})"
 
-    found = _distinct([one for one in shown.committed.get(table, []) if one.current])
-    rows = [select_parquet(table, one.paths, one.columns, chosen=chosen(one.paths)) for one in found if one.paths]
+    alike: dict[tuple[str, ...] | None, list[Path]] = {}  # versions with the same columns are read as one: that is half the planning
+    for one in _distinct([one for one in shown.committed.get(table, []) if one.current]):
+        alike.setdefault(tuple(one.columns) if one.columns is not None else None, []).extend(one.paths)
+    rows = [select_parquet(table, paths, columns, chosen=chosen(paths)) for columns, paths in alike.items() if paths]
     connection.execute(f"CREATE MACRO {identifier(name)}(document) AS TABLE SELECT * FROM "
                        f"({' UNION ALL '.join(rows) or select_parquet(table, [])}) WHERE document = '' OR doc_id = document")
     comment = (f"What {table} holds of one document, from the files that may hold it: {name}('a doc_id'); of every document where it is "
