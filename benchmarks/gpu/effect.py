@@ -16,7 +16,7 @@ from typing import Any
 
 from benchmarks.harness import write_result
 from flows.plan import references, wire
-from flows.profile import configure_all, load_profile, override
+from flows.profile import configure_all, load_profile, override, parse_sets
 from rpt_core.store.stage import execute
 from rpt_core.store.workspace import Workspace
 
@@ -80,7 +80,7 @@ def settings(options: argparse.Namespace) -> dict[str, Any]:
         found[f"{stage}.dtype"] = options.dtype
     if options.sources:
         found["ingest.sources"] = [str(Path(options.sources).resolve())]
-    return {**found, **dict(one.split("=", 1) for one in options.settings)}
+    return {**found, **parse_sets(options.settings)}
 
 
 def stage_row(slot: str, workspace: Workspace, manifest: Any, seconds: float | None) -> dict[str, Any]:

@@ -263,7 +263,7 @@ def _create_by_document(connection: duckdb.DuckDBPyConnection, name: str, table:
                  f"document BETWEEN {literal(lows)}[number] AND {literal(highs)}[number])")
         return f"coalesce(nullif({named}, []), {literal(paths[:1])})"
 
-    alike: dict[tuple[str, ...] | None, list[Path]] = {}  # versions with the same columns are read as one: that is half the planning
+    alike: dict[tuple[str, ...] | None, list[Path]] = {}  # versions with the same columns are read as one, which spares planning
     for one in _distinct([one for one in shown.committed.get(table, []) if one.current]):
         alike.setdefault(tuple(one.columns) if one.columns is not None else None, []).extend(one.paths)
     rows = [select_parquet(table, paths, columns, chosen=chosen(paths)) for columns, paths in alike.items() if paths]
