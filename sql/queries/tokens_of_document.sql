@@ -5,44 +5,35 @@ WITH chosen AS (
     SELECT
         documents.doc_id,
         encode(documents.text) AS bytes,
-        -- a length of pieces that makes little of both: copies of the document, and of a piece for 2,048 rows
-        greatest(4096, documents.n_bytes // 45) AS size
+        -- DuckDB copies all that a range is cut from, for every row: from a book that would be gigabytes. A length of pieces that
+        -- makes little of both: pieces carried along, and copies of one for 2,048 rows
+        greatest(4096, documents.n_bytes // 45) AS size,
+        -- each runs on into the next, so that it holds whole every token that starts in it and is no longer than a piece
+        list_transform(
+            range(0, documents.n_bytes, size),
+            LAMBDA start: array_slice(bytes, start + 1, start + 2 * size)
+        ) AS pieces
     FROM document_of($doc_id) AS documents
     ORDER BY documents.doc_id
     LIMIT 1
-),
-
-own AS (
-    SELECT
-        tokens.*,
-        tokens.byte_start // chosen.size AS piece,
-        tokens.byte_start % chosen.size AS first_byte
-    FROM tokens_of($doc_id) AS tokens
-    INNER JOIN chosen ON tokens.doc_id = chosen.doc_id
-    WHERE tokens.scorer = $scorer
-),
-
--- DuckDB copies all that a range is cut from, for every row: from a book that would be gigabytes
-pieces AS (
-    SELECT
-        numbers.piece,
-        array_slice(
-            chosen.bytes,
-            numbers.piece * chosen.size + 1,
-            (numbers.piece + 1) * chosen.size + (SELECT max(own.byte_len) FROM own)
-        ) AS bytes
-    FROM chosen
-    CROSS JOIN range(0, octet_length(chosen.bytes) // chosen.size + 1) AS numbers (piece)
 )
 
 SELECT
-    own.position,
-    text_of(pieces.bytes, own.first_byte, own.byte_len) AS token,
-    round(own.entropy, 3) AS entropy,
-    round(own.nll, 3) AS nll,
-    own.rank,
-    own.token_id,
-    own.byte_start
-FROM own
-INNER JOIN pieces ON own.piece = pieces.piece
-ORDER BY own.position
+    tokens.position,
+    CASE
+        WHEN tokens.byte_len > chosen.size THEN text_of(chosen.bytes, tokens.byte_start, tokens.byte_len)
+        ELSE text_of(
+            chosen.pieces[tokens.byte_start // chosen.size + 1],
+            tokens.byte_start % chosen.size,
+            tokens.byte_len
+        )
+    END AS token,
+    round(tokens.entropy, 3) AS entropy,
+    round(tokens.nll, 3) AS nll,
+    tokens.rank,
+    tokens.token_id,
+    tokens.byte_start
+FROM tokens_of($doc_id) AS tokens
+INNER JOIN chosen ON tokens.doc_id = chosen.doc_id
+WHERE tokens.scorer = $scorer
+ORDER BY tokens.position
