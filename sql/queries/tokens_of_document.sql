@@ -14,8 +14,7 @@ WITH chosen AS (
             LAMBDA start: array_slice(bytes, start + 1, start + 2 * size)
         ) AS pieces
     FROM document_of($doc_id) AS documents
-    ORDER BY documents.doc_id
-    LIMIT 1
+    LIMIT 1 -- the first that is stored; to order them, DuckDB would read the documents twice
 )
 
 SELECT
