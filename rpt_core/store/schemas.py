@@ -56,7 +56,7 @@ _ALL = (
            ("n_bytes", _i64, "Length of the text in bytes."),
            ("meta", _s, "JSON object with the source's other fields."),
            ("item_keys", pa.list_(_s), "Keys of the generator's items in this document; empty for natural text."),
-           group_bytes=1 << 18),
+           group_bytes=1 << 20),
     _table("questions", "One question with a checkable answer, or a multiple-choice item.", "question_id",
            ("question_id", _s, "Hash of source, question and options, or the source's own id."),
            ("source", _s, "Where it came from; generated items say so."),

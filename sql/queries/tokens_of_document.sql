@@ -14,7 +14,8 @@ WITH chosen AS (
             LAMBDA start: array_slice(bytes, start + 1, start + 2 * size)
         ) AS pieces
     FROM document_of($doc_id) AS documents
-    LIMIT 1 -- the first that is stored; to order them, DuckDB would read the documents twice
+    -- the first that is stored: to order them, DuckDB would read the documents twice
+    LIMIT 1 -- noqa: AM09
 )
 
 SELECT
