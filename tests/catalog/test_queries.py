@@ -340,6 +340,13 @@ def test_a_document_is_shown_token_by_token(filled):
     assert [row["position"] for row in found] == list(range(len(found)))
 
 
+def test_a_blank_shows_the_first_document_and_no_other(filled):
+    workspace, _ = filled
+    found = run_named(workspace, "tokens_of_document", {}).to_pylist()
+    first = query(workspace, "SELECT text FROM documents LIMIT 1")["text"][0].as_py()
+    assert [row["token_id"] for row in found] == corpus.tokenise(first)
+
+
 def test_a_long_document_is_shown_in_little_memory_and_so_are_tokens_longer_than_a_piece_of_it(tmp_path):
     """DuckDB copies what a range is cut from once for every row: 1 MB, 2,048 rows at a time, is four times the limit."""
     words = ["日本" * 4 + " ", "naïve" * 4 + " ", "the" * 8 + " ", "🙂" * 6 + " "] * 10_000
