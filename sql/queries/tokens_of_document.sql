@@ -10,7 +10,7 @@ WITH chosen AS (
         greatest(4096, documents.n_bytes // 45) AS size,
         -- each runs on into the next, so that it holds whole every token that starts in it and is no longer than a piece
         list_transform(
-            range(0, documents.n_bytes, size),
+            range(0, documents.n_bytes + 1, size),
             LAMBDA start: array_slice(bytes, start + 1, start + 2 * size)
         ) AS pieces
     FROM document_of($doc_id) AS documents

@@ -347,20 +347,32 @@ def test_a_blank_shows_the_first_document_and_no_other(filled):
     assert [row["token_id"] for row in found] == corpus.tokenise(first)
 
 
-def test_a_long_document_is_shown_in_little_memory_and_so_are_tokens_longer_than_a_piece_of_it(tmp_path):
-    """DuckDB copies what a range is cut from once for every row: 1 MB, 2,048 rows at a time, is four times the limit."""
-    words = ["日本" * 4 + " ", "naïve" * 4 + " ", "the" * 8 + " ", "🙂" * 6 + " "] * 10_000
-    words.append("long" * 8_000)
-    text = "".join(words)
+def workspace_of_tokens(path, words: list[str]) -> Workspace:
+    """One document, whose tokens are the words."""
     ends = list(accumulate(len(word.encode()) for word in words))
-    workspace = Workspace(tmp_path / "ws")
-    documents = corpus.document_rows([text])
+    workspace = Workspace(path / "ws")
+    documents = corpus.document_rows(["".join(words)])
     commit_table(workspace, "ingest", {"documents": documents, "questions": []})
     tokens = [{"scorer": "difficulty", "doc_id": documents[0]["doc_id"], "position": i, "token_id": 0, "byte_start": start,
                "byte_len": end - start, "entropy": 1.0, "nll": 1.0, "rank": 0, "top_id": 0}
               for i, (start, end) in enumerate(pairwise([0, *ends]))]
     commit_table(workspace, "score.difficulty", {"tokens": tokens, "vocabulary": corpus.vocabulary_rows()})
+    return workspace
+
+
+def test_a_long_document_is_shown_in_little_memory_and_so_are_tokens_longer_than_a_piece_of_it(tmp_path):
+    """DuckDB copies what a range is cut from once for every row: 1 MB, 2,048 rows at a time, is four times the limit."""
+    words = ["日本" * 4 + " ", "naïve" * 4 + " ", "the" * 8 + " ", "🙂" * 6 + " "] * 10_000
+    words.append("long" * 8_000)
+    workspace = workspace_of_tokens(tmp_path, words)
     found = run_named(workspace, "tokens_of_document", {}, memory_mib=512).to_pylist()
+    assert [row["token"] for row in found] == words
+
+
+@pytest.mark.parametrize("size", [0, 4095, 4096, 4097, 8192])
+def test_a_token_of_no_bytes_is_empty_wherever_the_pieces_of_a_document_end(tmp_path, size):
+    words = ["", *"a" * size, ""]
+    found = run_named(workspace_of_tokens(tmp_path, words), "tokens_of_document", {}).to_pylist()
     assert [row["token"] for row in found] == words
 
 
