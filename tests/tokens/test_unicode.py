@@ -65,9 +65,8 @@ def test_every_code_point_is_spelt_exactly_by_real_tokenizers_or_the_normaliser_
             changed.append(character)
         elif "stories" not in name or character != "\u2581":
             kept.append(character)
-    for start in range(0, len(kept), 400):  # a letter between them: neighbours must not compose
-        assert_exact(tokenizer, "x".join(kept[start : start + 400]).replace("x\u0338", "\n\u0338") if "qwen" in name
-                     else "".join(kept[start : start + 400]))
+    for start in range(0, len(kept), 400):  # a line's end between them: no mark composes with it, as some do with any letter
+        assert_exact(tokenizer, ("\n" if "qwen" in name else "").join(kept[start : start + 400]))
     for character in changed:
         with pytest.raises(ValueError, match=r"normaliser \(NFC\)"):
             byte_spans(tokenizer, f"a {character}")
